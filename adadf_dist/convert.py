@@ -56,7 +56,7 @@ example:
 
 STAGES = r"branch_[12](?:_feature)?\."
 LINEAR = r"(?:(?:0|1|fc|linear|classifier)\.)?(?=(?:weight|bias)$)"
-"""Pattern for the weight or bias of a Linear layer, whether it stands alone or inside a Sequential."""
+"""Regular expression for the optional module name before `weight` or `bias` in a Linear layer's parameter name."""
 NAME_MAP = {
     r"feature\.(?:0|conv1)\.": "extractor.conv1.",
     r"feature\.(?:1|bn1)\.": "extractor.bn1.",
@@ -82,7 +82,10 @@ def map_name(name: str) -> str | None:
 
 
 def remap_state_dict(tensors: Tensors, path: Path) -> dict[str, Tensor]:
-    """Rename the file's tensors and drop duplicates. Raises `UserError` for unknown or unequal duplicate tensors."""
+    """Rename the file's tensors and drop duplicates.
+
+    Raises `UserError` if a tensor is unknown, or differs from the tensor that it should duplicate.
+    """
     published: dict[str, str] = {}
     ours: dict[str, Tensor] = {}
     unknown = []
@@ -95,12 +98,18 @@ def remap_state_dict(tensors: Tensors, path: Path) -> dict[str, Tensor]:
         elif not torch.equal(ours[new_name], tensor):
             raise UserError(f"{path}: {name} should equal {published[new_name]} but differs; unsupported layout")
     if unknown:
-        raise UserError(f"{path}: {first_few(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown in this layout")
+        raise UserError(
+            f"{path}: {first_few(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown; pass a checkpoint of the "
+            "published code"
+        )
     return ours
 
 
 def load_published(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a file, removing wrapper prefixes such as `module.` from their names. Raises `UserError`."""
+    """Read the tensors of a file, removing wrapper prefixes such as `module.` from their names.
+
+    Raises `UserError` if the file cannot be read or contains no weights.
+    """
     try:
         tensors, _ = read_weights(path)
     except UserError as error:
@@ -109,7 +118,7 @@ def load_published(path: Path) -> dict[str, Tensor]:
 
 
 def infer_backbone(tensors: Tensors, path: Path) -> str:
-    """Return the name of the ResNet that matches the blocks in layer3. Raises `UserError` if none does."""
+    """Return the name of the ResNet whose layer3 has the same blocks. Raises `UserError` if there is none."""
     stage = "target.stages.layer3."
     blocks = {name.removeprefix(stage).partition(".")[0] for name in tensors if name.startswith(stage)}
     bottleneck = f"{stage}0.conv3.weight" in tensors
@@ -131,7 +140,10 @@ def infer_backbone(tensors: Tensors, path: Path) -> str:
 
 
 def load_strict(model: DualBranch, tensors: Tensors, path: Path) -> None:
-    """Load all tensors into the model. Raises `UserError` for missing or unexpected tensors and shape mismatches."""
+    """Load all tensors into the model.
+
+    Raises `UserError` if tensors are missing or unexpected, or have the wrong shape.
+    """
     own = model.state_dict()
     counters = {name for name in own if name.endswith("num_batches_tracked")}  # missing in old files
     for problem, names in (
@@ -145,7 +157,7 @@ def load_strict(model: DualBranch, tensors: Tensors, path: Path) -> None:
 
 
 def default_config(backbone: str, image_size: int) -> Config:
-    """Return the paper's configuration with the published code's settings that affect inference."""
+    """Return the paper's configuration, adapted to the published code where this affects inference."""
     values = {
         "model.backbone": backbone,
         "model.attention_on": "logits",
@@ -158,7 +170,7 @@ def default_config(backbone: str, image_size: int) -> Config:
 
 
 def make_checkpoint(model: DualBranch, config: Config, classes: tuple[str, ...]) -> dict[str, object]:
-    """Return a checkpoint at epoch 0 with the weights (also as their average) and initial distributions (eq 7)."""
+    """Return a checkpoint at epoch 0 with the weights (also used as their average) and initial distributions (eq 7)."""
     weights = model.state_dict()
     distributions = ClassDistributions(len(classes), config.class_distributions, World(torch.device("cpu")))
     return {
@@ -173,7 +185,10 @@ def make_checkpoint(model: DualBranch, config: Config, classes: tuple[str, ...])
 
 
 def convert_checkpoint(path: Path, classes: tuple[str, ...], image_size: int) -> tuple[dict[str, object], str]:
-    """Return the checkpoint's content and a one-line summary. Raises `UserError`."""
+    """Return the converted checkpoint's content and a one-line summary.
+
+    Raises `UserError` if the file is not a checkpoint of the published code, or if `classes` do not match it.
+    """
     tensors = load_published(path)
     ours = remap_state_dict(tensors, path)
     backbone = infer_backbone(ours, path)
@@ -188,7 +203,7 @@ def convert_checkpoint(path: Path, classes: tuple[str, ...], image_size: int) ->
 
 
 def parse_classes(text: str) -> tuple[str, ...]:
-    """Parse comma-separated class names. Raises `UserError`."""
+    """Parse comma-separated class names. Raises `UserError` unless there are at least two distinct names."""
     classes = tuple(name.strip() for name in text.split(","))
     if len(classes) < 2 or not all(classes) or len(set(classes)) < len(classes):
         raise UserError(f"--classes {text}: must be at least two distinct, comma-separated names")

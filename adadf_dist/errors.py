@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Error that the user can fix. Its text is one line: the problem, its location and, after a semicolon, a hint.
+    """Error that the user can fix. Its text is one line: the problem with its location, then a semicolon and a hint.
 
     The hint may be passed separately or as part of `message`.
     """
@@ -24,19 +24,19 @@ class UserError(ValueError):
 
 
 class LostRankError(UserError):
-    """Another rank exited or is unreachable. Running the same command resumes from the last checkpoint."""
+    """Raised if another rank exited or is unreachable. Running the same command resumes from the last checkpoint."""
 
 
 class DiskFullError(UserError):
-    """No disk space is left; a retry may succeed."""
+    """Raised if no disk space is left; a retry may succeed."""
 
 
 class RunDirLockedError(UserError):
-    """Another run is writing to the run folder; a retry may succeed."""
+    """Raised if another run is writing to the run folder; a retry may succeed."""
 
 
 def single_line(error: object, most: int = 200) -> str:
-    """Return the message of a third-party error as one line of at most `most` characters."""
+    """Return the message of a third-party error as one line, cut to at most `most` characters."""
     return " ".join(str(error).split())[:most]
 
 
@@ -48,7 +48,7 @@ def install_or_repair(error: BaseException, extra: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean X?` for the most similar known name, or an empty string if none is similar.
+    """Return `; did you mean X?`, where X is the most similar known name, or an empty string if none is similar.
 
     Dotted keys are compared in full first, then by their last part only.
     """

@@ -8,7 +8,7 @@ from enum import IntEnum
 
 
 class Severity(IntEnum):
-    """Severity of a finding, in ascending order."""
+    """Severity of a finding, from lowest to highest."""
 
     OK = 0
     INFO = 1
@@ -21,11 +21,11 @@ class Severity(IntEnum):
 
     @property
     def exit_status(self) -> int:
-        """Exit status of a command whose worst finding has this severity: 2 for errors, 1 for warnings, otherwise 0."""
+        """Exit status of a command whose worst finding has this severity: 2 for errors, 1 for warnings, 0 otherwise."""
         return max(0, self - Severity.INFO)
 
     def count(self, number: int) -> str:
-        """Return a number of findings with the severity, such as `1 error`, `3 warnings`, `2 info` or `9 ok`."""
+        """Return a count with the name of the severity, such as `1 error`, `3 warnings`, `2 info` or `9 ok`."""
         return f"{number} {self.plural(number)}"
 
     def plural(self, number: int) -> str:
@@ -40,20 +40,20 @@ class Finding:
     """What was checked, in one or two words."""
     severity: Severity
     message: str
-    """The observation, with numbers."""
+    """What was observed, with numbers."""
     hint: str = ""
     """Suggested fix; empty if none is needed."""
     location: str = ""
-    """Part of the run or dataset concerned, such as a split or class names."""
+    """Part of the run or dataset that the finding concerns, such as a split or class names."""
 
     @property
     def line(self) -> str:
-        """The message and, after a semicolon, the hint if there is one."""
+        """The message, followed by a semicolon and the hint if there is one."""
         return f"{self.message}; {self.hint}" if self.hint else self.message
 
     @property
     def key(self) -> tuple[str, Severity, str]:
-        """Key that identifies the finding even if the numbers in its message change."""
+        """Key that identifies the finding, which stays the same when the numbers in its message change."""
         return self.name, self.severity, self.location
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Aligns the faces in image files when a dataset is built."""
+"""Aligns faces to a standard template while a dataset is built from image files."""
 
 from __future__ import annotations
 
@@ -58,11 +58,14 @@ class AlignedSource(ImageFileSource):
 
 
 class NoFaceFoundError(Exception):
-    """Raised if no face is detected, or none in the box annotated by the dataset."""
+    """Raised if no face is detected in the image, or none within the dataset's annotated box."""
 
 
 def read_landmarks(annotations: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the dataset's own landmarks as `points`. Raises `InvalidImageError` or `ValueError`."""
+    """Return the dataset's own landmarks as `points`.
+
+    Raises `InvalidImageError` if there are none, and `ValueError` if they are not usable.
+    """
     from adadf_dist.alignment.similarity import five_points
 
     if "landmarks" not in annotations:
@@ -71,7 +74,11 @@ def read_landmarks(annotations: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def detect_landmarks(image: Image.Image, annotations: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the landmarks of the target face as `points`, plus metadata for KEY.json. Raises `NoFaceFoundError`."""
+    """Return the landmarks of the target face as `points`, plus metadata for KEY.json.
+
+    If there is an annotated box, the target face is the one in it. Raises `NoFaceFoundError` if there is no target
+    face.
+    """
     from adadf_dist.alignment.similarity import select_face
 
     faces = open_detector().detect([image])[0]
@@ -126,7 +133,10 @@ def add_align_arguments(parser: argparse._ArgumentGroup) -> None:
 
 
 def make_source(listing: SourceListing, options: ImageSourceOptions, args: argparse.Namespace) -> Source:
-    """Create a source from the listing that aligns faces if --align requests it. Raises `UserError`."""
+    """Create a source from a listing; if `--align` requests it, the source aligns faces.
+
+    Raises `UserError` if the options or the listed images are invalid.
+    """
     if args.align == "none":
         return make_image_source(listing, options)
     if not 16 <= args.aligned_size <= 1024:

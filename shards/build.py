@@ -130,7 +130,10 @@ def non_negative_int(text: str) -> int:
 
 
 def build(args: argparse.Namespace) -> Dataset:
-    """Build the dataset requested on the command line. Raises `UserError`."""
+    """Build the dataset requested on the command line.
+
+    Raises `UserError` if an option or the source data is invalid, or if the build is interrupted.
+    """
     out = args.out.resolve()
     check_path(out, "--out")
     root = getattr(args, "root", None)
@@ -171,7 +174,7 @@ def summary(dataset: Dataset) -> str:
 
 
 def describe_stats(stats: Mapping[str, object], prefix: str = "") -> list[str]:
-    """Return one line per count; the keys of nested counts are joined, and nested zeros are omitted."""
+    """Return one line per count. Keys of nested counts are joined; nested counts of zero are omitted."""
     lines = []
     for key, value in stats.items():
         name = f"{prefix}{key.replace('_', ' ')}"

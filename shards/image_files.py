@@ -27,10 +27,10 @@ from shards.sources.class_names import class_name_warnings
 logger = get_logger(__name__)
 
 DIGEST_EDGE_BYTES = 2**16
-"""Number of bytes compared at each end of a large file, so that the photos of a dataset need not be read twice."""
+"""Number of bytes hashed at each end of a large file, so that large photos need not be read completely."""
 
 ReadAnnotations: TypeAlias = Callable[[int], Mapping[str, object]]
-"""Picklable function that returns the annotations of an image number, such as its `box` (left, top, right, bottom).
+"""Picklable function that maps an image number to annotations, such as the `box` (left, top, right, bottom).
 
 Raises `InvalidImageError` if the annotations are invalid.
 """
@@ -57,7 +57,7 @@ class ImageSourceOptions:
 
     root: Path
     fractions: Mapping[str, float]
-    """Maps each split to hold out from train to its fraction of each class."""
+    """Maps each split that is held out from train to the fraction of each class to hold out."""
     image_size: int | None = None
     """Maximum shorter side in pixels; larger images are downscaled."""
     margin: float | None = None
@@ -137,7 +137,10 @@ class ImageFileSource:
 
 
 def make_image_source(listing: SourceListing, options: ImageSourceOptions) -> ImageFileSource:
-    """Create a source from a listing: drop leaks, hold out splits and create keys. Raises `UserError`."""
+    """Create a source from a listing: drop leaks, hold out splits and create keys.
+
+    Raises `UserError` if a class has no training images, or if no image can be read.
+    """
     images, classes = listing.images, listing.classes
     check_classes(listing, options.root)
     labels = [entry.label for entry in images]
@@ -228,7 +231,7 @@ def suggest_name(path: str) -> str:
 
 @lru_cache(maxsize=64)
 def index_names(folder: str) -> Mapping[str, str]:
-    """Map the normalized form of each file name in a folder to the name itself; empty if the folder is unreadable."""
+    """Return a folder's file names, keyed by their normalized form. Empty if the folder is unreadable."""
     try:
         return {plain_form(name): name for name in sorted(os.listdir(folder))}
     except OSError:
@@ -252,7 +255,7 @@ def count_skipped(skipped: Skipped) -> dict[str, object]:
 
 
 def check_relative_path(path: str, where: str, root: Path | None = None) -> str:
-    """Return `path` relative to the root, spelled as in the file system.
+    """Return a listed path in its normal form: relative to the root, with `/` as separator.
 
     Windows backslashes become `/`, and an absolute path under the root becomes relative. Raises `UserError` if the path
     is outside the root; the message starts with `where`, the location of the path in a list.
@@ -313,7 +316,10 @@ def add_image_arguments(parser: argparse._ArgumentGroup, held_out: Mapping[str, 
 def read_image_options(
     args: argparse.Namespace, fractions: Mapping[str, float], image_size: int | None = None, margin: float | None = None
 ) -> ImageSourceOptions:
-    """Return the options given on the command line; `image_size` is the default of --max-side. Raises `UserError`."""
+    """Return the options given on the command line; `image_size` is the default of `--max-side`.
+
+    Raises `UserError` if the maximum side is too small.
+    """
     side = args.max_side if args.max_side is not None else image_size
     if side is not None and side < 16:
         raise UserError(f"--max-side {side}: must be at least 16 pixels")

@@ -21,7 +21,7 @@ class RayPool:
     """A worker pool that runs one Ray task per shard; if a node dies, Ray retries its tasks."""
 
     address: str
-    """Address of the Ray cluster; `auto` connects to the one running on this machine, `local` starts a new one."""
+    """Address of the Ray cluster. `auto` connects to the cluster running on this machine; `local` starts a new one."""
 
     def run(
         self,

@@ -14,14 +14,14 @@ from adadf_dist.errors import UserError
 
 @dataclass(frozen=True)
 class RelabeledSource:
-    """A `Source` with changed labels and without dropped samples.
+    """A `Source` after relabeling, with changed labels and without the dropped samples.
 
     The remaining samples keep their keys, and therefore their stored order.
     """
 
     source: Source
     remaining: Sequence[SourceItem]
-    """Samples that were not dropped."""
+    """Samples that were not dropped, in the order of `source`."""
     labels: Mapping[int, int]
     """Maps the number of each relabeled sample to its new label."""
     provenance: Provenance

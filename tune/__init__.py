@@ -1,1 +1,1 @@
-"""Hyperparameter search for adadf_dist: search spaces, trials, and selection with significance tests."""
+"""Hyperparameter search for adadf_dist: search spaces, trials, and selection of a winner with significance tests."""

@@ -27,7 +27,7 @@ logger = get_logger(__name__)
 
 
 def run_seeds(study: Study, runner: Runner) -> None:
-    """Train the default configuration on every final seed and print its mean accuracy on validation and test.
+    """Train the default configuration on every held-out seed, and print its mean validation and test accuracy.
 
     No configuration is selected here, so every run may be evaluated on the test split.
     """
@@ -85,7 +85,7 @@ def search(study: Study, runner: Runner) -> Selection:
 
 
 def select_configurations(study: Study) -> dict[int, Values]:
-    """Map configuration numbers to changed values for the default and the finalists.
+    """Return the default and the finalists, as a mapping from configuration numbers to changed values.
 
     Raises `UserError` if the default configuration failed.
     """
@@ -109,7 +109,7 @@ def write_search_page(study: Study, choice: Selection | None) -> None:
 
 
 def choose_finalist(study: Study, outcomes: Sequence[TrialResult]) -> Selection:
-    """Select the winner among the default and the finalists that finished on every seed.
+    """Select the winner from the default and the finalists that finished on every seed.
 
     Raises `UserError` if the default failed on a seed.
     """

@@ -70,7 +70,7 @@ def make_parser() -> Parser:
 
 
 def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
-    """Return the study and the parsed options. Raises `UserError` if the command line is invalid."""
+    """Return the study and the parsed command-line options. Raises `UserError` if the command line is invalid."""
     parser = make_parser()
     options, words = parser.parse_known_args(argv)
     base = parse_cli(words, parser.option_names())
@@ -99,7 +99,7 @@ def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace]:
 
 
 def check_samples(space: Space, base: Config, trials: int) -> None:
-    """Raise `UserError` if any trial would combine individually valid values into an invalid configuration."""
+    """Raise `UserError` if any trial would combine values that are valid individually but not together."""
     for number in range(1, trials + 1):
         values = space.sample(base.seed, number)
         try:
@@ -109,7 +109,7 @@ def check_samples(space: Space, base: Config, trials: int) -> None:
 
 
 def checked_trials(space: Space, options: argparse.Namespace) -> int:
-    """Return the requested number of trials, which defaults to all points of a space that has only grids.
+    """Return the requested number of trials; by default, the number of points if the space has only grids.
 
     Raises `UserError` if the space has fewer points, or a grid that the searcher cannot use.
     """
@@ -121,5 +121,8 @@ def checked_trials(space: Space, options: argparse.Namespace) -> int:
     if space.points is None or options.num_trials == 0:
         return DEFAULT_TRIALS if options.num_trials is None else int(options.num_trials)
     if options.num_trials is not None and options.num_trials > space.points:
-        raise UserError(f"--num-trials {options.num_trials}: space {space.name} has only {space.points} grid points")
+        raise UserError(
+            f"--num-trials {options.num_trials}: space {space.name} has only {space.points} grid points; "
+            "lower --num-trials"
+        )
     return space.points if options.num_trials is None else int(options.num_trials)

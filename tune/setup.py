@@ -37,7 +37,7 @@ def make_paths_absolute(base: Config) -> Config:
 
 
 def check_shards(base: Config) -> Source:
-    """Return the dataset's source after checking that it opens; a missing synthetic dataset is generated first.
+    """Check that the dataset opens, and return its source. A missing synthetic dataset is generated first.
 
     For a URL, only the manifest is read here; each node downloads the shards once. Raises `UserError` if the dataset
     cannot be opened.
@@ -54,7 +54,7 @@ def check_shards(base: Config) -> Source:
 
 
 def remote_digests(url: str) -> dict[str, str]:
-    """Return the digest of each split of the dataset at a URL; empty if the server is unreachable."""
+    """Return the digest of each split of the dataset at a URL, or an empty mapping if the server is unreachable."""
     remote = Remote(url.rstrip("/"))
     try:
         content = remote.read(MANIFEST)
@@ -81,7 +81,7 @@ def study_name(base: Config) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `UserError` unless the folder is missing, empty or already contains a study."""
+    """Raise `UserError` unless the folder does not exist, is empty or contains a study."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: not a directory")
     if not folder.is_dir() or (folder / STUDY_FILE).exists():

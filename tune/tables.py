@@ -53,20 +53,23 @@ def make_parser() -> Parser:
 
 
 def plan(argv: Sequence[str]) -> tuple[Study, argparse.Namespace, str]:
-    """Return the study, the parsed options and the preset's name. Raises `UserError` if the command line is invalid."""
+    """Return the study, the parsed command-line options and the preset's name.
+
+    Raises `UserError` if the command line is invalid.
+    """
     parser = make_parser()
     options, words = parser.parse_known_args(argv)
     base = parse_cli(words, parser.option_names())
     preset = parse_overrides(words).get("preset", "")
     if options.num_seeds < 2:
         raise UserError(
-            f"--num-seeds {options.num_seeds}: must be at least 2; one run per row does not show how much seeds vary"
+            f"--num-seeds {options.num_seeds}: must be at least 2; one run per row does not show how much results vary"
         )
     check_protocol(base)
     if "backbone" in options.tables and base.model.pretrained not in ("", "imagenet"):
         raise UserError(
-            f"model.pretrained: {base.model.pretrained} contains weights of one backbone, but table backbone trains "
-            "two; set model.pretrained = imagenet or remove it"
+            f"model.pretrained: {base.model.pretrained} contains weights of one backbone, but the table `backbone` "
+            "trains two; set model.pretrained = imagenet or remove it"
         )
     folder = options.out or Path("runs") / f"tables-{study_name(base)}"
     chosen = SearchOptions(options.num_seeds, keep=options.keep_checkpoints)
@@ -81,7 +84,7 @@ def space_of(base: Config) -> Space:
 
 
 def trials_of(study: Study, tables: Sequence[str]) -> list[Trial]:
-    """Return one trial per configuration and seed, ordered so that all rows finish one seed before the next starts."""
+    """Return one trial per configuration and seed, ordered so that all rows finish one seed before the next."""
     numbers = dict.fromkeys(config_id(study.base, row) for name in tables for row in rows_of(study.base, name))
     known = configurations(study.base)
     seeds = range(study.base.seed, study.base.seed + study.options.seeds)
@@ -89,7 +92,7 @@ def trials_of(study: Study, tables: Sequence[str]) -> list[Trial]:
 
 
 def make_tables(study: Study, names: Sequence[str], preset: str, runner: Runner) -> None:
-    """Run or resume the study, then write and print its tables, which list failed runs."""
+    """Run or resume the study, then write and print its tables, in which failed runs are listed."""
     trials = trials_of(study, names)
     text = ProgressReporter(study, len(trials))
     runner.run(study, trials, text)

@@ -1,4 +1,4 @@
-"""Check whether a run can resume from a checkpoint: the configurations must be compatible and the classes equal."""
+"""Check whether a run can resume from a checkpoint, which requires a compatible configuration and the same classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_config_compatible(
     only: Collection[str] = (),
     moved: Collection[str] = (),
 ) -> None:
-    """Raise `UserError` naming the first configuration key that differs but must not.
+    """Raise `UserError` naming the first configuration key whose value differs but must not.
 
     `finished`: number of epochs finished in the checkpoint. `only`: keys to compare; all keys if empty. `moved`: keys
     of input files that have moved but have the same content.
@@ -44,7 +44,7 @@ def check_config_compatible(
 
 
 def rates_follow_epochs(before: Mapping[str, Any], after: Mapping[str, Any], finished: int) -> bool:
-    """Return whether changing the number of epochs would change the learning rates.
+    """Return whether the learning rates depend on the number of epochs, so that changing it would change them.
 
     True with a cosine schedule, or if a warm-up given as a fraction of the run takes more than `finished` epochs.
     """

@@ -1,4 +1,4 @@
-"""Save and restore the complete state of a run, even if it was killed or the number of ranks changes."""
+"""Save and restore the complete state of a run, even after it was killed or with another number of ranks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from adadf_dist.files.old_formats import upgrade_fields
 logger = get_logger(__name__)
 
 ADDED_PARTS = ("data",)
-"""Parts that checkpoints from older versions lack; such checkpoints still load, with a warning."""
+"""Parts of the state that older checkpoints lack. Such checkpoints still load, with a warning."""
 
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d{4})-(\d{6})\.pt")
 
@@ -72,7 +72,7 @@ class CheckpointManager:
         return self.folder / "selected.pt"
 
     def should_save(self) -> bool:
-        """Return whether a mid-epoch checkpoint is due, by steps or rank 0's clock.
+        """Return whether a mid-epoch checkpoint is due, according to the number of steps or to rank 0's clock.
 
         Collective: every rank must call this.
         """
@@ -123,7 +123,7 @@ class CheckpointManager:
         self._prune()
 
     def restore(self) -> Path | None:
-        """Load the checkpoint that the `resume` setting selects. Returns its path, or None for a new run.
+        """Load the checkpoint that the `resume` setting selects, and return its path, or None for a new run.
 
         Raises `UserError` if no checkpoint is valid, or if it belongs to a run with a different configuration.
         """
@@ -202,7 +202,7 @@ class CheckpointManager:
         return sorted((p for p in self.folder.iterdir() if CHECKPOINT_PATTERN.fullmatch(p.name)), reverse=True)
 
     def _find_resume_checkpoint(self) -> tuple[str, str] | None:
-        """Return (path, "") of a checkpoint to load, ("", message) on an error, or None for a new run.
+        """Return (path, "") for a checkpoint to load, ("", message) for an error, or None for a new run.
 
         Called on rank 0 only.
         """

@@ -18,7 +18,7 @@ class TrainingProgress:
     step: int = 0
     """Number of finished training steps over all epochs."""
     best_epoch: int = 0
-    """Epoch (from 1) with the best validation accuracy so far; the earlier one if tied, 0 if none has finished."""
+    """Epoch (from 1) with the best validation accuracy so far, the earliest if tied; 0 if no epoch has finished."""
     best_accuracy: float = -1.0
     seconds: float = 0.0
     """Time spent in finished training passes, including those before a resume."""
@@ -30,7 +30,7 @@ class TrainingProgress:
         return Position(self.epoch, self.step, self.epoch + self.batch / num_batches, num_batches)
 
     def last_position(self, num_batches: int) -> Position:
-        """Return the position of the last finished training step. The epoch must have a finished batch."""
+        """Return the position of the last finished training step. The epoch must have at least one finished batch."""
         return Position(self.epoch, self.step - 1, self.epoch + (self.batch - 1) / num_batches, num_batches)
 
     def finish_epoch(self, accuracy: float, record: dict[str, object]) -> None:

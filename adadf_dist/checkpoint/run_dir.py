@@ -21,7 +21,7 @@ RUN_FILES = (
     "result.json",
     "status.json",
 )
-"""Files that a run writes or replaces. In a folder that is not a run folder, they belong to the user."""
+"""Files that a run writes or replaces. If a folder is not a run folder, such files in it belong to the user."""
 
 
 def check_run_folder(folder: Path) -> None:
@@ -46,5 +46,5 @@ def lock_run_dir(folder: Path) -> Iterator[None]:
     """Create the run folder and lock it against other runs. Raises `UserError` if another run has locked it."""
     with exclusive_lock(folder / ".lock", "out") as locked:
         if not locked:
-            raise RunDirLockedError(f"out: {folder} is locked by another run; stop it, or choose another --out")
+            raise RunDirLockedError(f"out: {folder} is locked by another run; stop that run, or choose another --out")
         yield

@@ -53,7 +53,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the number of free bytes on the folder's disk; 0 if unknown."""
+    """Return the number of free bytes on the disk that contains the folder; 0 if unknown."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:
@@ -70,7 +70,7 @@ def tensor_bytes(content: object) -> int:
 
 
 def link_atomically(path: Path, name: Path) -> None:
-    """Hard-link the file `path` to a second `name`, replacing any existing file; copy if links are unsupported."""
+    """Create a hard link `name` to the file `path`, replacing any existing file; copy if links are unsupported."""
     with atomic_write(name) as partial:
         partial.unlink(missing_ok=True)
         try:
@@ -80,7 +80,7 @@ def link_atomically(path: Path, name: Path) -> None:
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Read a checkpoint, which may contain only plain data and tensors. Raises `UserError` for any other file.
+    """Read a checkpoint. Raises `UserError` if it is invalid or contains anything but plain data and tensors.
 
     Verifies all checksums, because `torch.load` alone accepts files with flipped bits.
     """
@@ -89,12 +89,12 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
             damaged = archive.testzip()
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
+        raise UserError(f"{path}: no such checkpoint; check the path") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; pass one of the checkpoint files in it") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path}: contains pickled objects, which could run code when loaded; not a checkpoint of adadf_dist"
+            f"{path}: contains pickled objects, which could run code when loaded; not an adadf_dist checkpoint"
         ) from None
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: truncated or not a checkpoint ({error})") from None
@@ -103,7 +103,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     if damaged is not None:
         raise UserError(f"{path}: truncated or not a checkpoint (its entry {damaged} is corrupt)")
     if not isinstance(content, dict) or not isinstance(content.get("version"), int):
-        raise UserError(f"{path}: not a checkpoint of adadf_dist")
+        raise UserError(f"{path}: not an adadf_dist checkpoint")
     if content["version"] > CHECKPOINT_VERSION:
         raise UserError(
             f"{path}: written by a newer version (format {content['version']}, but this version reads up to "
@@ -111,12 +111,12 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         )
     parts = {"config", "preprocessing", "progress", "rng"}
     if not parts <= content.keys() or set(content["progress"]) != {field.name for field in fields(TrainingProgress)}:
-        raise UserError(f"{path}: truncated or not a checkpoint of adadf_dist")
+        raise UserError(f"{path}: truncated or not an adadf_dist checkpoint")
     return content
 
 
 def completed_epochs(path: Path) -> int:
-    """Return the number of epochs finished in a checkpoint; -1 for a mid-epoch or invalid checkpoint."""
+    """Return the number of finished epochs recorded in a checkpoint; -1 if it is invalid or from within an epoch."""
     try:
         progress = read_checkpoint(path)["progress"]
     except UserError:

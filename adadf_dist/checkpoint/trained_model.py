@@ -27,7 +27,7 @@ class TrainedModel(NamedTuple):
     """The trained network of a checkpoint, with its metadata."""
 
     model: DualBranch
-    """Network in evaluation mode, on the CPU; with averaged weights if the run used EMA."""
+    """Network in evaluation mode, on the CPU. If the run used EMA, it has the averaged weights."""
     preprocessing: Preprocessing
     """Preprocessing from stored images to network input, and the class names in the order of the logits."""
     config: Config
@@ -41,7 +41,7 @@ class TrainedModel(NamedTuple):
     records: tuple[Mapping[str, Any], ...] = ()
     """One record per trained epoch, as in metrics.jsonl."""
     data: TrainedOn | None = None
-    """Identity of the training data; None if not recorded (by an older version, or for imported weights)."""
+    """Identity of the training data; None if the checkpoint has imported weights or an older version wrote it."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -49,7 +49,9 @@ class TrainedModel(NamedTuple):
 
 
 def load_trained_model(path: Path | str, which: CheckpointChoice = "selected") -> TrainedModel:
-    """Load a trained network from a checkpoint file or a run folder. Raises `UserError` if this fails.
+    """Load a trained network from a checkpoint file or a run folder.
+
+    Raises `UserError` if there is no checkpoint or it is not valid.
 
     `which`: checkpoint to choose if `path` is a run folder.
     """
@@ -74,7 +76,7 @@ def load_trained_model(path: Path | str, which: CheckpointChoice = "selected") -
 
 
 def find_checkpoint(path: Path, which: CheckpointChoice) -> Path:
-    """Return the checkpoint file for `path`, a run folder or a checkpoint. Raises `UserError` if there is none."""
+    """Return the checkpoint file for `path`, a run folder or a checkpoint file. Raises `UserError` if there is none."""
     if path.is_file():
         return path
     if not path.exists():

@@ -13,7 +13,7 @@ TIMM = "timm:"
 
 
 def check_backbone(name: str) -> None:
-    """Raise `UserError` for an unknown backbone, with the closest known name or how to install timm."""
+    """Raise `UserError` if a backbone is unknown, suggesting the closest known name or how to install timm."""
     if name in BACKBONES:
         return
     if not name.startswith(TIMM):

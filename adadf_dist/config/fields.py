@@ -12,25 +12,25 @@ T = TypeVar("T")
 
 
 class Role(Flag):
-    """Roles of a configuration key, for code that treats keys by role instead of by name."""
+    """Roles of configuration keys, so that other code can select keys by role instead of by name."""
 
     NONE = 0
     RESUMABLE = auto()
-    """May change when a run resumes."""
+    """The value may change when a run resumes."""
     OPERATIONAL = auto()
-    """Does not change what a run learns; ignored when runs are compared."""
+    """The key does not change what a run learns, so it is ignored when runs are compared."""
     ARCHITECTURE = auto()
-    """Must match the checkpoint even if the checkpoint contains only imported weights and no training steps."""
+    """The value must match the checkpoint's, even if the checkpoint contains only imported weights."""
     PATH = auto()
-    """May be a path on this machine."""
+    """The value may be a path on this machine."""
     INPUT_FILE = auto()
-    """May be the path of an input file, whose content is recorded with the run."""
+    """The value may be the path of an input file, whose content is recorded with the run."""
     PER_NODE = auto()
-    """May differ between nodes."""
+    """The value may differ between nodes."""
     NOT_SEARCHABLE = auto()
-    """Cannot be a search parameter: the search sets it itself, or it changes how accuracy is measured."""
+    """A search cannot vary the key, because the search sets it itself or it changes how accuracy is measured."""
     INFRASTRUCTURE = RESUMABLE | OPERATIONAL
-    """Concerns the machine or the run folder, not the result."""
+    """The key concerns the machine or the run folder, not the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +43,14 @@ class Setting:
     le: float | None = None
     lt: float | None = None
     is_flag: bool = False
-    """Whether the value is true or false."""
+    """Whether the key is boolean."""
     old_name: str = ""
-    """Dotted name in version 0.1, still accepted."""
+    """Dotted name of the key in version 0.1, which is still accepted; empty if it has not changed."""
     old_values: Mapping[str, str] = field(default_factory=dict)
     """Mapping from version 0.1 values, which are still accepted, to their current names."""
 
     def allows(self, value: object) -> bool:
-        """Return whether `value` is within the allowed range; always true for values that are not numbers."""
+        """Return whether `value` is in the allowed range; values that are not numbers always are."""
         if not isinstance(value, int | float) or isinstance(value, bool):
             return True
         return all(
@@ -64,7 +64,7 @@ class Setting:
 
     @property
     def range_text(self) -> str:
-        """Describe the range, such as `at least 1`, `above 0` or `[0, 1)`."""
+        """Describe the allowed range, such as `at least 1`, `above 0` or `[0, 1)`."""
         low, high = self.gt if self.ge is None else self.ge, self.lt if self.le is None else self.le
         if high is None:
             return f"{'above' if self.ge is None else 'at least'} {low}"

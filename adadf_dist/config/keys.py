@@ -1,4 +1,4 @@
-"""Dotted configuration keys: which exist, what each means, and what it was called in version 0.1."""
+"""Dotted configuration keys: which exist, their metadata, and their names in version 0.1."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def keys_with(roles: Role) -> frozenset[str]:
 
 @cache
 def flags() -> frozenset[str]:
-    """Return the boolean keys, whose command-line options mean true when given without a value."""
+    """Return the boolean keys. On the command line, such an option without a value means true."""
     return frozenset(key for key, declared in settings().items() if declared.is_flag)
 
 
@@ -67,7 +67,7 @@ def describe_renames(values: Mapping[str, object]) -> list[str]:
 
 
 def flatten(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, object]]:
-    """Yield the leaves of nested mappings with their dotted keys."""
+    """Yield (dotted key, value) for each value in nested mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")

@@ -18,13 +18,13 @@ class Position(NamedTuple):
     step: int
     """Number of the step, counted from the start of the run."""
     passed: float
-    """Number of epochs elapsed, including the fraction of the current epoch."""
+    """Number of epochs that have passed, including the fraction of the current one."""
     steps_per_epoch: int = 0
-    """Steps per epoch, or 0 if unknown (steps on random images); 0 disables a warmup given as a fraction of the run."""
+    """Steps per epoch; 0 if unknown (as with random images), which disables a warmup given as a fraction of the run."""
 
 
 def learning_rate(config: Config, position: Position) -> float:
-    """Return the learning rate of a step. The function is pure, so there is no state to save or restore."""
+    """Return the learning rate of a step. This is a pure function, so there is no state to save or restore."""
     optimizer = config.optimizer
     rate = optimizer.lr * batch_factor(optimizer, config.batch_size, position.passed)
     if warmup := warmup_steps(config, position.steps_per_epoch):
@@ -47,7 +47,7 @@ def warmup_steps(config: Config, steps_per_epoch: int) -> int:
 
 
 def batch_factor(config: OptimizerConfig, batch_size: int, passed: float) -> float:
-    """Return the learning-rate factor for a global batch size; it ramps linearly from 1 over `scaling_warmup_epochs`.
+    """Return the learning-rate factor for a global batch size, which ramps up linearly over `scaling_warmup_epochs`.
 
     `linear`: Goyal et al. 2017, with their gradual warmup. `sqrt`: the rule for Adam of Malladi et al. 2022.
     """

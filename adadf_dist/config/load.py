@@ -38,10 +38,10 @@ logger = get_logger(__name__)
 
 DEFAULT_PRESET = "demo"
 DRY_RUN = "--dry-run"
-"""Option that train and check accept in addition to the configuration keys."""
+"""Option that the train and check commands accept in addition to configuration keys."""
 
 NON_PATHS = ("", "imagenet", "auto", "never")
-"""Values of `Role.PATH` keys that are not paths."""
+"""Values that keys with `Role.PATH` may have although they are not paths."""
 
 EPILOG = """\
 examples:
@@ -59,16 +59,16 @@ class HelpFormatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
 
 class ConfigLayer(NamedTuple):
-    """Configuration keys and their origin, for error messages."""
+    """Configuration keys and where they come from, for error messages."""
 
     origin: str
-    """File path, `command line`, `preset demo`, ..."""
+    """Where the keys come from: a file path, `command line`, `preset demo`, ..."""
     values: Mapping[str, object]
-    """Nested or dotted keys."""
+    """Keys and values; the keys are nested or dotted."""
 
 
 def available_presets() -> dict[str, Path]:
-    """Return the paths of the built-in presets by name."""
+    """Return the built-in presets, as a mapping from names to file paths."""
     folder = Path(str(resources.files("adadf_dist.config") / "presets"))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
@@ -81,7 +81,10 @@ def load_preset(name: str) -> ConfigLayer:
 
 
 def load_config_file(path: str | Path) -> ConfigLayer:
-    """Read a TOML, YAML or JSON file. Raises `UserError` with the path, and the line if the parser reports one."""
+    """Read a TOML, YAML or JSON file.
+
+    Raises `UserError` with the path, and the line if the parser reports one, if the file cannot be read.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file")
@@ -112,7 +115,7 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 def build_config(layers: Iterable[ConfigLayer]) -> Config:
-    """Merge layers, later ones overriding earlier ones, and validate every key, type and range.
+    """Merge layers, with later ones overriding earlier ones, and validate every key, type and range.
 
     Raises `UserError` with the key, its origin and, for an unknown key, the closest known one.
     """
@@ -135,12 +138,12 @@ def build_config(layers: Iterable[ConfigLayer]) -> Config:
 
 
 def override(config: Config, values: Mapping[str, object], origin: str = "override") -> Config:
-    """Return a copy of `config` with some dotted keys changed, validated like any other layer."""
+    """Return a copy of `config` with the given dotted keys changed. Changes are validated like any other layer."""
     return build_config([ConfigLayer("config", to_dict(config)), ConfigLayer(origin, values)])
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Return `config` with absolute paths, so that it is valid in any folder. URLs and paths in `~` are unchanged."""
+    """Return `config` with absolute paths, so that it is valid in any folder. URLs and paths with `~` are unchanged."""
     values = {key: str(value) for key, value in flatten(to_dict(config)) if key in keys_with(Role.PATH)}
     relative = {
         key: value
@@ -153,7 +156,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, object]:
-    """Convert to nested plain values (tuples become lists), as accepted by `build_config`."""
+    """Convert a configuration to nested plain values (tuples become lists), as accepted by `build_config`."""
     return unflatten({key: list(v) if isinstance(v, tuple) else v for key, v in flatten(asdict(config))})
 
 
@@ -196,16 +199,19 @@ def warn_of_renames(layers: Iterable[ConfigLayer]) -> None:
         renames = describe_renames(layer.values)
         if renames:
             more = f" and {len(renames) - 3} more" if len(renames) > 3 else ""
-            logger.warning(f"{layer.origin}: {', '.join(renames[:3])}{more}; rename before 0.3 (see CHANGELOG.md)")
+            logger.warning(
+                f"{layer.origin}: {', '.join(renames[:3])}{more}; version 0.3 will reject the old names "
+                "(see CHANGELOG.md)"
+            )
 
 
 def split_dry_run(argv: Sequence[str]) -> tuple[bool, list[str]]:
-    """Return whether a command line contains `--dry-run`, and the remaining arguments for `parse_cli`."""
+    """Return whether a command line contains `--dry-run`, and its other arguments, which `parse_cli` accepts."""
     return DRY_RUN in argv, [word for word in argv if word != DRY_RUN]
 
 
 def base_config(argv: Sequence[str]) -> tuple[str, Config]:
-    """Return the name and configuration that the user's file and options override: a preset or the defaults."""
+    """Return the name and values of what the user's file and options override: a preset, or the defaults."""
     words = parse_overrides(argv)
     preset = words.get("preset", None if "config" in words else DEFAULT_PRESET)
     if preset is None:
@@ -214,7 +220,7 @@ def base_config(argv: Sequence[str]) -> tuple[str, Config]:
 
 
 def parse_overrides(argv: Sequence[str], own_options: Sequence[str] = ()) -> dict[str, str]:
-    """Parse `--key value` and `--key=value` into a mapping; values remain text until they are parsed by type."""
+    """Parse `--key value` and `--key=value` into a mapping. Values remain text; they are parsed by type later."""
     words: dict[str, str] = {}
     rest = list(argv)
     while rest:
@@ -270,7 +276,7 @@ def print_help() -> None:
 
 
 def check_text(key: str, value: object, origin: str) -> None:
-    """Raise `UserError` if a value contains bytes that are not UTF-8, because the run's files cannot store them."""
+    """Raise `UserError` if a value contains bytes that are not UTF-8, which the run's files could not store."""
     if isinstance(value, str) and not is_text(value):
         raise UserError(
             f"{origin}: {key}: {value!a} is not UTF-8 text; rename it, or set PYTHONUTF8=1 if your locale is not UTF-8"
@@ -278,7 +284,7 @@ def check_text(key: str, value: object, origin: str) -> None:
 
 
 def check_key(key: str, value: object, origin: str) -> None:
-    """Raise `UserError` for an unknown key, a section given as a value, or a key without a value."""
+    """Raise `UserError` if a key is unknown, if a section is given a value, or if a key has no value."""
     if key not in settings():
         below = sorted(known for known in settings() if known.startswith(f"{key}."))
         if below:

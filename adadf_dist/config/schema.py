@@ -38,7 +38,8 @@ class DataConfig:
     synthetic_samples: tuple[int, ...] = setting(
         (), Role.INFRASTRUCTURE | Role.NOT_SEARCHABLE, old_name="data.embedded_faces"
     )
-    """Number of synthetic train, validation and test samples to render if data.shards does not exist; empty: none."""
+    """Numbers of synthetic samples (train, validation, test) to render if data.shards does not exist. Empty means
+    none."""
     loader: Literal["auto", "dali", "torch"] = "auto"
     """Loader that decodes and augments images: `dali` (NVIDIA DALI, on the GPU if there is one), `torch` (Pillow in
     worker processes), or `auto` (dali if it can be imported and shards are not streamed). `dali` and `torch`

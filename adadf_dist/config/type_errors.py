@@ -16,7 +16,7 @@ PLURAL = {int: "integers", float: "numbers", str: "texts", bool: "true or false"
 
 
 def describe_mismatch(key: str, value: object) -> str:
-    """Return a message such as `batch_size must be an integer, got 'abc'`, with a hint for a misspelled choice."""
+    """Return a message such as `batch_size must be an integer, got 'abc'`; a misspelled choice gets a suggestion."""
     hint = type_hints()[key]
     choices = [str(choice) for choice in get_args(hint)] if get_origin(hint) is Literal else []
     close = did_you_mean(value, choices) if isinstance(value, str) else ""
@@ -40,7 +40,7 @@ def describe_type(hint: Any) -> str:
 
 @cache
 def type_hints() -> dict[str, Any]:
-    """Return the type of every dotted key."""
+    """Return the type of every configuration key, by dotted key."""
     return dict(_hints_below(Config, ""))
 
 

@@ -10,11 +10,11 @@ from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError
 
 Rule = tuple[str, object, bool, str]
-"""A key, its value, whether the value is valid, and a description of the allowed values."""
+"""Result of a validation rule: a key, its value, whether the value is valid, and the allowed values in words."""
 
 
 def validate(config: Config) -> None:
-    """Raise `UserError` for the first key with an invalid value."""
+    """Raise `UserError` naming the first key with an invalid value."""
     values = dict(flatten(asdict(config)))
     ranges = [
         (key, values[key], declared.allows(values[key]), declared.range_text) for key, declared in settings().items()
@@ -27,7 +27,7 @@ def validate(config: Config) -> None:
 
 
 def list_rules(config: Config) -> list[Rule]:
-    """Return the rules other than range checks on a single key."""
+    """Return the results of all rules that are not range checks on a single key."""
     data, augment, optimizer = config.data, config.augment, config.optimizer
     is_streamed, is_ddp = data.access == "stream", config.engine == "ddp"
     max_magnitude = 30 if augment.policy == "torchvision" else 10

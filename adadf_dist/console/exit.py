@@ -1,4 +1,4 @@
-"""Error exits of commands: one line on stderr and an exit status instead of a traceback."""
+"""Exit a command on an error, with one line on stderr and an exit status instead of a traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adadf_dist.errors import UserError
 
 @contextmanager
 def cli_errors(program: str, rank: int = 0, prints: Literal["log", "report", "data"] = "log") -> Iterator[None]:
-    """Convert a `UserError` or an operating-system error into one line on stderr and exit status 2 (Ctrl-C: 130).
+    """Turn a `UserError` or an operating-system error into one line on stderr and exit status 2 (Ctrl-C: 130).
 
     `rank` labels the process's errors and selects its log messages (see `configure_logging`). `prints` is the kind of
     standard output: a `log` may be lost silently, losing part of a `report` is an error at the end, and losing any
@@ -63,13 +63,13 @@ def fail_for_system(program: str, error: OSError) -> NoReturn:
 
 
 def flush_error() -> OSError | None:
-    """Flush standard output; return the error that caused printed text to be lost, or None."""
+    """Flush standard output, and return the error because of which printed text was lost, or None."""
     sys.stdout.flush()
     return write_error(sys.stdout)
 
 
 def silence() -> None:
-    """Discard unwritten standard output, so that Python prints no error at exit."""
+    """Discard unwritten standard output, so that Python reports no error when it exits."""
     if sys.stdout is sys.__stdout__ and sys.stdout is not None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

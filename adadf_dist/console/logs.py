@@ -14,14 +14,14 @@ ROOT = "adadf_dist"
 RUN_LOG = f"{ROOT}.run_log"
 """Logger for run output (run info, epoch table), which is written to stdout instead of stderr."""
 EVERY_RANK = {"every_rank": True}
-"""`extra` for a message that any rank may print, because it concerns only its node or its slice of the data."""
+"""`extra` for a log message that any rank may print because it concerns only that rank's node or data."""
 NO_PREFIX = {"prefix": ""}
-"""`extra` for a message whose text already contains the word "warning" after a file name."""
+"""`extra` for a log message that already contains the word "warning" after a file name, so it gets no prefix."""
 PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: "}
 
 
 def get_logger(name: str) -> logging.Logger:
-    """Return the logger of a module; loggers of other packages also become children of the `adadf_dist` logger."""
+    """Return the logger of a module. Loggers of other packages also become children of the `adadf_dist` logger."""
     return logging.getLogger(name if name.partition(".")[0] == ROOT else f"{ROOT}.{name}")
 
 
@@ -36,7 +36,7 @@ def configure_logging(rank: int = 0) -> None:
 
 
 class ConsoleHandler(logging.Handler):
-    """Print log messages above progress bars. Stream errors are raised, as with `print`."""
+    """Handler that prints log messages above progress bars. As with `print`, stream errors are raised."""
 
     def __init__(self, rank: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Option names of the last release, still accepted for one more release with a note on stderr."""
+"""Option names of the previous release, which are accepted for one more release with a note on stderr."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OLD_OPTIONS = {
     "--workers": "--num-workers",
     "--workers-per-trial": "--ranks-per-trial",
 }
-"""An entry applies only to commands that have the new option but not the old one."""
+"""Maps old option names to new ones. An entry applies only to commands that have the new option but not the old one."""
 OLD_VALUES = {"--on-no-face": {"quarantine": "skip", "centre": "center-crop"}}
 
 

@@ -1,4 +1,4 @@
-"""Argument parser of all commands: uniform errors, hints for misspelled options, and `--version`."""
+"""Argument parser of all commands, with uniform errors, hints for misspelled options, and `--version`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
         self._words: list[str] = []
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does, but accept old option names; keep the arguments for the hints in `error`."""
+        """Parse like argparse, but accept old option names, and remember the arguments for the hints in `error`."""
         own = [option for action in self._actions for option in action.option_strings]
         self._words = replace_old_names(sys.argv[1:] if args is None else args, own)
         return super().parse_known_args(self._words, namespace)
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         return cast(argparse.Namespace, parsed)
 
     def error(self, message: str) -> NoReturn:
-        """Print one line and exit with status 2.
+        """Print the error as one line, and exit with status 2.
 
         A missing argument is often a misspelled one, so an unknown option is reported first.
         """
@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         return f"unknown option {option}{did_you_mean(option, self.option_names())}"
 
     def option_names(self) -> list[str]:
-        """Return the long options, including those of the chosen subcommands."""
+        """Return the parser's long options, including those of the chosen subcommands."""
         return list(dict.fromkeys(self._long_options()))
 
     def _long_options(self) -> Iterator[str]:
@@ -71,12 +71,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(command: str, description: str | None = None, epilog: str | None = None) -> Parser:
-    """Return the parser of `python -m COMMAND`."""
+    """Return the argument parser of `python -m COMMAND`."""
     return Parser(prog=f"python -m {command}", description=description, epilog=epilog)
 
 
 def add_device_option(parser: argparse.ArgumentParser, default: str = "auto", text: str = "") -> None:
-    """Add the `--device` option. `text`: beginning of its help text, which says what runs on the device."""
+    """Add the `--device` option. `text`: start of its help text, which says what runs on the device."""
     shown = "GPU if available" if default == "auto" else default
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default=default, help=f"{text} (default: {shown})".lstrip()

@@ -18,9 +18,9 @@ from adadf_dist.console.logs import get_logger
 logger = get_logger(__name__)
 
 FIRST_LINE_S = 3.0
-"""Seconds until a phase prints its first line to a log file; shorter phases print none."""
+"""Seconds after which a phase prints its first line to a log file. Shorter phases print none."""
 LINE_EVERY_S = 15.0
-"""Seconds between subsequent progress lines in a log file."""
+"""Seconds between consecutive progress lines in a log file."""
 
 
 class Pace:
@@ -30,7 +30,7 @@ class Pace:
         self._next = time.monotonic() + FIRST_LINE_S
 
     def due(self) -> bool:
-        """Return whether a line is due; if so, schedule the next one."""
+        """Return whether a progress line is due; if so, schedule the next one."""
         now = time.monotonic()
         if now < self._next:
             return False

@@ -15,13 +15,13 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 PATIENCE_S = 30.0
-"""Time to wait for a terminal stopped with Ctrl-S, or a pipe with an idle reader, before text is dropped."""
+"""Seconds to wait for a terminal stopped with Ctrl-S, or a pipe that nothing reads, before text is dropped."""
 CHUNK = select.PIPE_BUF
 """Maximum number of bytes per write: a pipe that is ready accepts this many without blocking."""
 
 
 class _TolerantFile(io.RawIOBase):
-    """File descriptor that ignores failed writes."""
+    """Raw file that drops text instead of raising an error when a write fails."""
 
     def __init__(self, stream: TextIO) -> None:
         self.name = stream.name
@@ -55,7 +55,7 @@ class _TolerantFile(io.RawIOBase):
 
 
 def tolerant(stream: TextIO) -> TextIO:
-    """Return a stream to the same file descriptor that drops text it cannot write. It does not close the descriptor."""
+    """Return a stream to the same file descriptor that drops text it cannot write and never closes the descriptor."""
     with suppress(OSError):
         stream.flush()
     buffer = io.BufferedWriter(_TolerantFile(stream))
@@ -69,14 +69,14 @@ def tolerant(stream: TextIO) -> TextIO:
 
 
 def write_error(stream: TextIO | None) -> OSError | None:
-    """Return the first error that made a tolerant stream drop text, or None; always None for other streams."""
+    """Return the first error that made a tolerant stream drop text, or None. For other streams, always return None."""
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
     return raw.error if isinstance(raw, _TolerantFile) else None
 
 
 @contextmanager
 def tolerant_console(streams: tuple[str, ...] = ("stdout", "stderr")) -> Iterator[None]:
-    """Make `sys.stdout` and `sys.stderr` tolerate failed writes; leave streams that the caller has replaced alone."""
+    """Make `sys.stdout` and `sys.stderr` tolerate failed writes, except streams that the caller has replaced."""
     occupy_standard_descriptors()
     replaced: dict[str, TextIO | None] = {}
     for name in streams:

@@ -14,15 +14,15 @@ from adadf_dist.diagnostics.finding import MIN_SAMPLES, Record, RunRecords, eith
 from adadf_dist.findings import Finding, Severity
 
 MIN_ABOVE_CHANCE = 0.08
-"""Minimum fraction of the range from chance to 1 that counts as better than chance (1.5x chance for 7 classes)."""
+"""Minimum mean class accuracy above chance, as a fraction of the range from chance to 1 (1.5x chance for 7 classes)."""
 COLLAPSE_FRACTION = 0.95
-"""Minimum fraction of predictions that are the same class for this to count as a collapse."""
+"""Minimum fraction of predictions that must be the same class to count as a collapse."""
 GRACE_EPOCHS = 3
-"""Number of epochs after `loss.epoch_threshold` before class means and unpredicted classes are checked."""
+"""Number of epochs to wait after `loss.epoch_threshold` before checking class means and unpredicted classes."""
 NOISE = 2.0
-"""Number of standard errors by which an accuracy must increase to count as rising."""
+"""Number of standard errors by which mean class accuracy must increase to count as rising."""
 HARDLY = 0.1
-"""The class distribution threshold is hardly ever met if fewer than this fraction of the class means reach it."""
+"""Fraction of class means below which the class distribution threshold counts as almost never reached."""
 HEAD_FACTOR = 0.02
 """Suggested `optimizer.attention_lr_mult` for training from scratch."""
 WARMUP = 0.1
@@ -60,7 +60,7 @@ def why_no_collapse_rule(run: RunRecords) -> str:
 
 
 def find_collapse(run: RunRecords) -> Iterator[Finding]:
-    """Find predictions that are at chance level or all of one class; a run can get stuck in this state."""
+    """Yield a finding if predictions are at chance level or all of one class, a state in which a run can get stuck."""
     confusion = run.confusion
     accuracy, _ = class_accuracy(run.newest, run.enough_samples)
     text = describe_collapse(confusion.sum(axis=0), confusion.sum(axis=1), accuracy, run.classes)
@@ -69,7 +69,7 @@ def find_collapse(run: RunRecords) -> Iterator[Finding]:
 
 
 def fix_collapse(run: RunRecords) -> str:
-    """Return fixes for a collapse that the configuration does not use yet."""
+    """Return fixes for a collapse, except those that the configuration already uses."""
     config, optimizer = run.config, run.config.optimizer
     heads = not config.loss.is_baseline and optimizer.attention_lr_mult > HEAD_FACTOR
     steps = config.epochs * run.steps_per_epoch
@@ -83,7 +83,7 @@ def fix_collapse(run: RunRecords) -> str:
 
 
 def class_accuracy(record: Record, included: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the mean validation accuracy of the included classes, and its standard error."""
+    """Return the mean validation accuracy over the included classes, and its standard error."""
     confusion = np.array(record["validation"]["confusion"])
     samples = confusion.sum(axis=1)[included]
     recall = confusion.diagonal()[included] / samples
@@ -108,7 +108,7 @@ def why_no_dead_class_rule(run: RunRecords) -> str:
 
 
 def find_dead_class(run: RunRecords) -> Iterator[Finding]:
-    """Find validation classes that are never predicted."""
+    """Yield a finding if some validation classes are never predicted."""
     confusions = np.array([record["validation"]["confusion"] for record in run.late[-GRACE_EPOCHS:]])
     samples, predicted = confusions[-1].sum(axis=1), confusions.sum(axis=(0, 1))
     dead = np.flatnonzero((predicted == 0) & run.enough_samples).tolist()
@@ -121,7 +121,7 @@ def find_dead_class(run: RunRecords) -> Iterator[Finding]:
 
 
 def fix_dead_class(config: Config) -> str:
-    """Return a fix for unpredicted classes. Streaming cannot oversample, because it reads each sample once."""
+    """Return a fix for unpredicted classes. It is not oversampling when streaming, which reads each sample once."""
     better = {"all": "sqrt", "sqrt": "oversample"}.get(config.data.sampler)
     if better is None:
         return "check its samples with python -m shards.doctor"
@@ -130,14 +130,14 @@ def fix_dead_class(config: Config) -> str:
 
 
 def few_samples(run: RunRecords) -> str:
-    """Return a list, as text, of the classes with too few validation samples and their counts; "" if there are none."""
+    """Return the classes with too few validation samples, with their counts, as text; "" if there are none."""
     samples = run.confusion.sum(axis=1)
     few = [f"{run.classes[number]} ({samples[number]})" for number in np.flatnonzero(~run.enough_samples).tolist()]
     return ", ".join(few)
 
 
 def why_no_threshold_rule(run: RunRecords) -> str | None:
-    """Return why the threshold cannot be checked; "" if it can, None if the run has no fixed threshold."""
+    """Return why the threshold cannot be checked: "" if it can be, None if the run has no fixed threshold."""
     if run.config.loss.supervision not in ("fused", "class") or run.config.class_distributions.relative_threshold:
         return None
     if len(run.late) < GRACE_EPOCHS:
@@ -146,7 +146,7 @@ def why_no_threshold_rule(run: RunRecords) -> str | None:
 
 
 def find_useless_threshold(run: RunRecords) -> Iterator[Finding]:
-    """Find a threshold that class means almost never reach (D_c is then the constant T_c), or that all always reach."""
+    """Yield a finding if almost no class mean reaches the threshold (D_c is then the constant T_c), or if all do."""
     threshold, count = run.config.class_distributions.threshold, len(run.classes)
     met = [record["classes_at_threshold"] for record in run.records]
     late = [record["classes_at_threshold"] for record in run.late]
@@ -170,7 +170,7 @@ def find_useless_threshold(run: RunRecords) -> Iterator[Finding]:
 
 
 def describe_constant(met: Sequence[int], count: int, threshold: float) -> str:
-    """Describe how long the class distributions were constant. Means of one epoch determine targets for the next."""
+    """Describe for how long class distributions were constant. An epoch's means determine the next epoch's targets."""
     constant = 1 + sum(number == 0 for number in met[:-1])
     text = f"the class distributions were the constant T_c for {constant} of {len(met)} epochs"
     return f"{text}: a class mean reached {threshold:g} in {sum(met)} of {count * len(met)} cases (classes x epochs)"
@@ -195,7 +195,7 @@ def will_meet(run: RunRecords) -> bool:
 
 
 def fix_threshold(run: RunRecords) -> str:
-    """Suggest a threshold that half of the newest class means reach, if that is clearly above chance."""
+    """Suggest a threshold that half of the latest class means reach, if that is clearly above chance."""
     degrees, chance = run.newest.get("class_mean_target_prob"), 1 / len(run.classes)
     if not degrees:
         return "lower class_distributions.threshold to a value that half of the class means reach"

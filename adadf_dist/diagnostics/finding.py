@@ -17,14 +17,14 @@ Record = Mapping[str, Any]
 `class_mean_target_prob` or `data_wait_fraction`."""
 
 MIN_SAMPLES = 10
-"""Classes with fewer validation samples than this are skipped: they may go unpredicted by chance."""
+"""Minimum number of validation samples of a class for it to be checked; fewer may go unpredicted by chance."""
 MIN_STEPS = 200
 """Minimum number of steps after the warm-up before a lack of learning is reported."""
 
 
 @dataclass(frozen=True)
 class RunRecords:
-    """Records of the finished epochs of a run (at least one), with its configuration and class names."""
+    """Records of a run's finished epochs (at least one), with the run's configuration and class names."""
 
     records: Sequence[Record]
     config: Config
@@ -60,7 +60,7 @@ class RunRecords:
 
     @property
     def too_early(self) -> str:
-        """Why it is too early to report a lack of learning; "" if it is not."""
+        """Reason why it is too early to report a lack of learning; "" if it is not too early."""
         if not self.steps_per_epoch:
             return ""
         step, warmup = int(self.newest["step"]), warmup_steps(self.config, self.steps_per_epoch)
@@ -71,10 +71,10 @@ class RunRecords:
 
     @property
     def enough_samples(self) -> NDArray[np.bool_]:
-        """Mask [C] of the classes with enough validation samples."""
+        """[C], whether each class has enough validation samples to be checked."""
         return np.asarray(self.confusion.sum(axis=1) >= MIN_SAMPLES)
 
 
 def either(*advice: str) -> str:
-    """Join the non-empty alternatives with "or"."""
+    """Join the non-empty alternatives in `advice` with "or"."""
     return ", or ".join(text for text in advice if text)

@@ -21,7 +21,7 @@ from adadf_dist.findings import Finding
 
 class Rule(NamedTuple):
     subject: str
-    """What the rule checks, in a few words."""
+    """What the rule checks, in a few words, such as `overfitting`."""
     why_not: Callable[[RunRecords], str | None]
     """Returns why the rule cannot check these epochs; "" if it can, None if it does not apply to this configuration."""
     find: Callable[[RunRecords], Iterator[Finding]]
@@ -41,7 +41,7 @@ RULES = (
 
 
 class FindingSpan(NamedTuple):
-    """A finding, as last observed, and the epochs (from 1) over which it held."""
+    """A finding as last observed, and the first and last epoch (from 1) in which it held."""
 
     finding: Finding
     first: int
@@ -68,7 +68,10 @@ def diagnose(
 
 
 def assess(records: Sequence[Record], config: Config, classes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return what can be checked at the newest epoch, and what cannot, with reasons. Needs at least one record."""
+    """Return what can be checked at the newest epoch, and what cannot be, with reasons.
+
+    There must be at least one record.
+    """
     run = RunRecords(records, config, classes)
     reasons = {rule.subject: rule.why_not(run) for rule in RULES}
     checked = [subject for subject, reason in reasons.items() if reason == ""]
@@ -85,7 +88,7 @@ def new_findings(records: Sequence[Record], config: Config, classes: Sequence[st
 
 
 def finding_spans(records: Sequence[Record], config: Config, classes: Sequence[str]) -> list[FindingSpan]:
-    """Return every finding of a run and when it held: still active ones first, then by severity."""
+    """Return every finding of a run with the epochs in which it held: active findings first, then by severity."""
     spans: list[FindingSpan] = []
     for end in range(1, len(records) + 1):
         epoch = int(records[end - 1]["epoch"])

@@ -1,4 +1,4 @@
-"""Find settings that do not suit the length of a run, before its first step."""
+"""Find settings that do not suit the length of a run, before the run starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INTERVALS = {
     "runtime.stop_check_steps": "a stop signal and checkpoints by time take effect only at the end of an epoch",
     "runtime.log_every_steps": "losses are logged and checked only at the end of each epoch",
 }
-"""For each setting that is an interval in steps, the effect if the run is shorter than one interval."""
+"""Maps each setting that is an interval in steps to the effect of a run that is shorter than the interval."""
 
 
 class Length(NamedTuple):
@@ -44,7 +44,7 @@ def find_problems(config: Config, steps_per_epoch: int) -> list[Finding]:
 
 
 def find_long_warmup(config: Config, length: Length) -> Iterator[Finding]:
-    """Find a warm-up that takes more than a third of the run."""
+    """Yield a warning if the warm-up takes more than a third of the run."""
     warmup = warmup_steps(config, length.steps_per_epoch)
     if warmup <= MOST_WARMUP * length.steps:
         return
@@ -64,7 +64,7 @@ def find_long_warmup(config: Config, length: Length) -> Iterator[Finding]:
 
 
 def find_long_scaling(config: Config, length: Length) -> Iterator[Finding]:
-    """Find a warm-up of `optimizer.lr_scaling` that takes more than a third of the run."""
+    """Yield a warning if the batch-size factor (`optimizer.lr_scaling`) warms up for more than a third of the run."""
     optimizer = config.optimizer
     full = full_batch_factor(optimizer, config.batch_size)
     if full == 1 or optimizer.scaling_warmup_epochs <= MOST_WARMUP * length.epochs:
@@ -72,14 +72,14 @@ def find_long_scaling(config: Config, length: Length) -> Iterator[Finding]:
     reached = batch_factor(optimizer, config.batch_size, length.epochs - 1 / length.steps_per_epoch)
     yield warning(
         "optimizer.scaling_warmup_epochs",
-        f"optimizer.scaling_warmup_epochs = {optimizer.scaling_warmup_epochs:g} epochs of {length.epochs}: the "
-        f"batch-size factor on the learning rate is {reached:.2f} at the last step, below its full value of {full:.2f}",
+        f"optimizer.scaling_warmup_epochs = {optimizer.scaling_warmup_epochs:g} of the run's {length.epochs} epochs: "
+        f"the batch-size factor on the learning rate is {reached:.2f} at the last step, below its full {full:.2f}",
         f"set optimizer.scaling_warmup_epochs = {length.epochs / 10:g}, or train longer",
     )
 
 
 def find_late_threshold(config: Config, length: Length) -> Iterator[Finding]:
-    """Find an epoch threshold E (eq 15, 16) that the run does not reach."""
+    """Yield a warning if the run does not reach the epoch threshold E (eq 15, 16)."""
     threshold = config.loss.epoch_threshold
     if threshold <= length.epochs or config.loss.is_baseline:
         return
@@ -92,7 +92,7 @@ def find_late_threshold(config: Config, length: Length) -> Iterator[Finding]:
 
 
 def find_long_average(config: Config, length: Length) -> Iterator[Finding]:
-    """Find weight averaging with a horizon of more than a third of the run."""
+    """Yield a warning if the horizon of weight averaging is more than a third of the run."""
     decay = config.optimizer.ema_decay
     if not decay or 1 / (1 - decay) <= MOST_WARMUP * length.steps:
         return
@@ -106,7 +106,7 @@ def find_long_average(config: Config, length: Length) -> Iterator[Finding]:
 
 
 def find_large_batch(config: Config, length: Length) -> Iterator[Finding]:
-    """Find a batch as large as the training split, which makes an epoch a single step."""
+    """Yield a warning if the batch is as large as the training split, so that an epoch is a single step."""
     if length.steps_per_epoch > 1:
         return
     yield warning(
@@ -118,7 +118,7 @@ def find_large_batch(config: Config, length: Length) -> Iterator[Finding]:
 
 
 def find_long_intervals(config: Config, length: Length) -> Iterator[Finding]:
-    """Find non-default intervals that are longer than the run. The defaults are harmless in a short run."""
+    """Yield a warning for each interval longer than the run, except defaults, which are harmless in a short run."""
     defaults = Config()
     for key, effect in INTERVALS.items():
         section, _, name = key.partition(".")
@@ -129,7 +129,7 @@ def find_long_intervals(config: Config, length: Length) -> Iterator[Finding]:
 
 
 def find_vanishing_rate(config: Config, length: Length) -> Iterator[Finding]:
-    """Find an exponential schedule with a negligible learning rate for half of the run."""
+    """Yield a warning if the exponential schedule's learning rate is negligible for at least half of the run."""
     gamma = config.optimizer.lr_gamma
     if config.optimizer.schedule != "exponential":
         return
@@ -146,7 +146,7 @@ def find_vanishing_rate(config: Config, length: Length) -> Iterator[Finding]:
 
 
 def peak_learning_rate(config: Config, steps_per_epoch: int) -> float:
-    """Return the highest learning rate at the first and last step of each epoch and at the end of the warm-up."""
+    """Return the highest learning rate at the first and last step of each epoch and at the end of the warmup."""
     steps = {epoch * steps_per_epoch + batch for epoch in range(config.epochs) for batch in (0, steps_per_epoch - 1)}
     steps |= {step for step in (warmup_steps(config, steps_per_epoch),) if step < config.epochs * steps_per_epoch}
     return max(

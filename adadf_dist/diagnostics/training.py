@@ -1,4 +1,4 @@
-"""Rules about training: attention, the loader, the auxiliary branch, replaced samples and overfitting."""
+"""Rules about training: attention, data loading, the auxiliary branch, replaced samples and overfitting."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from adadf_dist.diagnostics.finding import RunRecords, either
 from adadf_dist.findings import Finding, Severity
 
 MIN_ATTENTION_STD = 0.05
-"""Minimum standard deviation of attention weights, as a fraction of their range [lambda_min, 1]."""
+"""Standard deviation below which attention weights count as constant, as a fraction of their range [lambda_min, 1]."""
 WAITING, WAITING_LONG = 0.1, 0.3
-"""Fractions of an epoch spent waiting for data that trigger an info and a warning."""
+"""Fractions of an epoch spent waiting for data from which an info finding or a warning is reported."""
 RISING, RISE = 3, 1.1
-"""The auxiliary branch diverges if its cross entropy rises `RISING` epochs in a row to `RISE` times its minimum."""
+"""The auxiliary branch diverges if its cross entropy rises `RISING` epochs in a row, to `RISE` times its minimum."""
 MAX_AUXILIARY_GAP = 0.1
-"""Accuracy gap to the target branch above which the auxiliary branch is reported as behind."""
+"""Accuracy gap to the target branch above which the auxiliary branch is reported as falling behind."""
 AUXILIARY_LAGS = "auxiliary branch behind"
 BAD_FRACTION = 0.1
-"""Fraction of `data.max_bad_samples` at which the samples replaced in an epoch trigger a warning."""
+"""Fraction of `data.max_bad_samples` from which the samples replaced in an epoch trigger a warning."""
 OVERFIT_SIGMAS = 2.0
 """Number of standard errors above which a difference in accuracy is significant."""
 OVERFIT_WINDOW = 3
@@ -32,7 +32,7 @@ LOWEST_FACTOR = 0.001
 
 
 def why_no_attention_rule(run: RunRecords) -> str | None:
-    """Return why attention cannot be checked; "" if it can, None if the run does not use attention."""
+    """Return why attention cannot be checked: "" if it can be, None if the run does not use attention."""
     if run.config.loss.supervision != "fused":
         return None
     if run.epoch <= run.config.loss.epoch_threshold:
@@ -41,7 +41,7 @@ def why_no_attention_rule(run: RunRecords) -> str | None:
 
 
 def find_flat_attention(run: RunRecords) -> Iterator[Finding]:
-    """Find nearly constant attention weights w': eq 12 then fuses every sample in the same proportion."""
+    """Yield a finding if attention weights w' are nearly constant, since eq 12 then fuses all samples alike."""
     spread, loss = run.newest["attention"], run.config.loss
     if spread["std"] < MIN_ATTENTION_STD * (1 - loss.lambda_min):
         yield Finding(
@@ -70,14 +70,17 @@ def fix_attention(config: Config) -> str:
 
 
 def why_no_waiting_rule(run: RunRecords) -> str:
-    """Return why waiting for data cannot be checked; "" if it can. In the first epoch, workers are still starting."""
+    """Return why the time spent waiting for data cannot be checked, or "" if it can.
+
+    The first epoch does not count, because workers are still starting.
+    """
     if run.newest.get("data_wait_fraction") is None:
         return "not recorded by this version"
     return "checked from epoch 2 on" if len(run.records) < 2 else ""
 
 
 def find_loader_waiting(run: RunRecords) -> Iterator[Finding]:
-    """Find training that waits for the data loader."""
+    """Yield a finding if training spends much of the epoch waiting for data."""
     waiting, data = run.newest["data_wait_fraction"], run.config.data
     if waiting < WAITING:
         return
@@ -92,14 +95,14 @@ def find_loader_waiting(run: RunRecords) -> Iterator[Finding]:
 
 
 def why_no_diverging_rule(run: RunRecords) -> str | None:
-    """Return why the auxiliary branch's loss cannot be checked; "" if it can, None if the run has no such branch."""
+    """Return why the auxiliary branch's loss cannot be checked: "" if it can be, None if there is no such branch."""
     if run.config.loss.is_baseline:
         return None
     return "" if len(run.records) > RISING else f"checked from epoch {RISING + 1} on"
 
 
 def find_diverging(run: RunRecords) -> Iterator[Finding]:
-    """Find a rising cross entropy of the auxiliary branch, which produces the label distributions."""
+    """Yield a finding if the auxiliary branch, which produces the label distributions, has a rising cross entropy."""
     losses = [record["cross_entropy"] for record in run.records]
     lowest, tail = min(losses), losses[-RISING - 1 :]
     if not all(a < b for a, b in pairwise(tail)) or tail[-1] < RISE * lowest:
@@ -119,7 +122,7 @@ def fix_pull(config: Config) -> str:
 
 
 def find_behind(config: Config, target: float, auxiliary: float, samples: int) -> Iterator[Finding]:
-    """Find an auxiliary branch whose validation accuracy is far, and significantly, below the target branch's."""
+    """Yield a finding if the auxiliary branch's validation accuracy is significantly below the target branch's."""
     error = math.sqrt((target * (1 - target) + auxiliary * (1 - auxiliary)) / samples)
     if target - auxiliary <= max(MAX_AUXILIARY_GAP, OVERFIT_SIGMAS * error):
         return
@@ -135,7 +138,7 @@ def find_behind(config: Config, target: float, auxiliary: float, samples: int) -
 
 
 def find_replaced(run: RunRecords) -> Iterator[Finding]:
-    """Find samples that failed to decode."""
+    """Yield a finding if training samples failed to decode and were replaced in this epoch."""
     count = run.newest.get("num_replaced_samples", 0)
     if count:
         yield Finding(
@@ -152,7 +155,7 @@ def why_no_overfitting_rule(run: RunRecords) -> str:
 
 
 def find_overfitting(run: RunRecords) -> Iterator[Finding]:
-    """Find validation accuracy significantly below its best while the target branch's training loss has fallen.
+    """Yield a finding if validation accuracy is well below its best although the target branch's loss has fallen.
 
     Compares means over `OVERFIT_WINDOW` epochs, because the best of many single epochs is biased upward.
     """

@@ -1,4 +1,4 @@
-"""Read ranks and nodes from the environment variables set by torchrun, before the process group exists."""
+"""Read rank and node numbers from torchrun's environment variables, before the process group exists."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def rank_from_env() -> int:
 
 
 def local_rank_from_env() -> int:
-    """Return this process's rank within its node; local rank 0 does the work needed once per node."""
+    """Return this process's rank within its node. Local rank 0 does the work needed once per node."""
     return number_in_environment("LOCAL_RANK", 0) if is_one_of_several() else 0
 
 
 def num_nodes_from_env() -> int:
-    """Return the number of nodes. If the launcher sets no node variables, each rank counts as a node."""
+    """Return the number of nodes. If the launcher does not set it, each rank counts as a node."""
     if not is_one_of_several():
         return 1
     each = max(number_in_environment("LOCAL_WORLD_SIZE", 1), 1)
@@ -36,12 +36,12 @@ def num_nodes_from_env() -> int:
 
 
 def is_one_of_several() -> bool:
-    """Return whether this process is part of a distributed launch; otherwise leftover rank variables are ignored."""
+    """Return whether this process is one of several ranks. If not, leftover rank variables are ignored."""
     return world_size_from_env() > 1 or dist.is_initialized()
 
 
 def number_in_environment(name: str, default: int) -> int:
-    """Return an environment variable as an integer, or `default` if unset or empty.
+    """Return an environment variable as an integer, or `default` if it is unset or empty.
 
     Raises `UserError` if the value is not a nonnegative integer.
     """

@@ -24,10 +24,10 @@ class Activity(NamedTuple):
 
 
 class Heartbeat:
-    """Heartbeat and work timers of one rank. A beat costs about a microsecond; send one per batch and per phase."""
+    """Heartbeat and work timers of one rank. Sending a heartbeat takes a microsecond; send one per batch and phase."""
 
     def __init__(self, visible: bool = False) -> None:
-        """Start the timers. `visible` shows progress bars, as on rank 0."""
+        """Start the timers. `visible`: whether to show progress bars, as on rank 0."""
         self._visible = visible
         self.last = Activity("starting", time.monotonic())
         self._own: dict[str, float] = {}
@@ -61,7 +61,7 @@ class Heartbeat:
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
-        """Add the duration of the block to this rank's own work. The block must not contain a collective."""
+        """Measure the block as this rank's own work. The block must not contain a collective."""
         began = time.monotonic()
         try:
             yield

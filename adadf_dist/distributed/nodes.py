@@ -32,7 +32,7 @@ def gather_per_node(world: World, probe: Callable[[], T]) -> dict[str, T]:
 
 
 def describe_mismatch(known: Mapping[str, Mapping[str, Any]], message: str, hint: str) -> UserError | None:
-    """Return an error about the first name whose value differs between nodes, or None if all nodes agree.
+    """Return an error message about the first name whose value differs between nodes, or None if all values agree.
 
     Args:
         known: for each node label, the values by name.

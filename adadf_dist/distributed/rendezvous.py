@@ -20,13 +20,13 @@ NOTIFY_AFTER_S = 10.0
 RETRY_INTERVAL_S = 0.5
 """Seconds between connection attempts."""
 POLL_INTERVAL_S = 0.05
-"""Seconds between rank 0's checks for new ranks."""
+"""Seconds between two checks by rank 0 for newly connected ranks."""
 CONNECT_TIMEOUT_S = 5.0
 """Timeout of one connection attempt, in seconds."""
 
 
 def check_master_addr(host: str, port: int) -> None:
-    """Raise `UserError` if the host name cannot be resolved, before torch fails with a long C++ stack trace."""
+    """Raise `UserError` if the host name cannot be resolved. Torch would fail with a long C++ stack trace."""
     try:
         socket.getaddrinfo(host, port)
     except (OSError, UnicodeError) as error:

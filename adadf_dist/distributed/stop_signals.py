@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 DUPLICATE_SIGNAL_WINDOW_S = 2.0
-"""Signals within this many seconds count as one: Ctrl-C arrives both from the terminal and from torchrun."""
+"""Signals within this many seconds count as one, because Ctrl-C arrives from both the terminal and torchrun."""
 
 
 @contextmanager

@@ -15,13 +15,13 @@ from adadf_dist.distributed.heartbeat import EVALUATION, LOADING
 from adadf_dist.distributed.world import World
 
 SLOW_FACTOR = 1.3
-"""Warn only if a rank's own work takes longer than this multiple of the median over ranks."""
+"""Minimum ratio of a rank's own working time to the median over ranks that triggers a warning."""
 MIN_LOST_FRACTION = 0.02
-"""Warn only if the straggler costs at least this fraction of the epoch's duration."""
+"""Minimum fraction of an epoch's duration lost to a straggler that triggers a warning."""
 
 
 def find_straggler(world: World) -> dict[str, object]:
-    """Return the timings of the rank slowest at loading plus evaluation. Collective: every rank must call this."""
+    """Return the timings of the rank slowest at loading and evaluation. Collective: every rank must call this."""
     heartbeat = world.heartbeat
     own = (socket.gethostname(), heartbeat.seconds(LOADING), heartbeat.seconds(EVALUATION), heartbeat.elapsed())
     ranks = world.all_gather_object(own)

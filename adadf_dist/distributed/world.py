@@ -43,10 +43,10 @@ class World:
         self.heartbeat = Heartbeat(visible=rank == 0)
         self._stop_requested = False
         self._control: dist.ProcessGroup | None = None
-        """CPU process group (Gloo), so that control messages never wait for queued GPU work; None for one rank."""
+        """CPU process group (Gloo) for control messages, which never wait for queued GPU work; None for one rank."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> World:
-        """Return this object itself, because a copied model (the weight average) uses the same ranks."""
+        """Return this object itself, because a copy of the model (the weight average) uses the same ranks."""
         return self
 
     @property
@@ -60,7 +60,7 @@ class World:
         return tensor
 
     def gather(self, values: Tensor, first: int, total: int) -> Tensor:
-        """Assemble the global batch from every rank's rows, with gradients. Collective: every rank must call this.
+        """Return the global batch of all ranks' rows, with gradients. Collective: every rank must call this.
 
         Args:
             values: [n, ...], this rank's rows.
@@ -97,7 +97,7 @@ class World:
         return values
 
     def request_stop(self) -> None:
-        """Ask all ranks to stop together; stop signals call this too."""
+        """Ask all ranks to stop together. Stop signals also call this."""
         self._stop_requested = True
 
     def should_stop(self) -> bool:
@@ -116,7 +116,7 @@ class World:
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)
 
     def init_control_group(self, timeout_s: float) -> None:
-        """Create the CPU process group for control messages, which detects a dead rank within `timeout_s` seconds."""
+        """Create the CPU process group for control messages. It detects a dead rank within `timeout_s` seconds."""
         if self.size > 1:
             group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
             assert isinstance(group, dist.ProcessGroup)
@@ -124,7 +124,7 @@ class World:
 
 
 class _Gather(torch.autograd.Function):
-    """Gather rows by summing buffers that are zero outside each rank's rows.
+    """Differentiable gather of rows: sums buffers over ranks that are zero outside each rank's own rows.
 
     The result is exact, needs no host synchronization, and ranks may have different numbers of rows.
     """

@@ -1,4 +1,4 @@
-"""Base class of the engines, with the model, weight average, optimizer and checkpoint format they share."""
+"""Base class of the engines, with the parts they share: model, weight average, Adam optimizer and checkpoint format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 def resolve_precision(config: Config, device: torch.device) -> Precision:
-    """Return `runtime.precision`, with `auto` replaced by bf16 if the hardware is fast at it, or else by fp32."""
+    """Return `runtime.precision`, with `auto` resolved to bf16 on hardware where it is fast, otherwise to fp32."""
     if config.runtime.precision != "auto":
         return config.runtime.precision
     if device.type == "cuda":
@@ -49,7 +49,7 @@ def init_model(config: Config, num_classes: int) -> DualBranch:
 
 
 def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWeights]:
-    """Build the network as it is before training, with pretrained weights and a frozen extractor if configured.
+    """Build the untrained network, with pretrained weights and a frozen extractor if configured.
 
     Also returns a record of the pretrained weights.
     """
@@ -70,7 +70,7 @@ class BaseEngine(InferenceModel):
         if config.runtime.sync_batch_norm:
             synchronize_batch_norm(self.model, world)
         self.average = copy.deepcopy(self.model) if config.optimizer.ema_decay else None
-        """Model whose weights are an exponential moving average, used for evaluation; None if `ema_decay` is 0."""
+        """Copy of the model whose weights are a moving average, used for evaluation; None if `ema_decay` is 0."""
         self.optimizer = build_optimizer(self.model, config.optimizer, world.device)
         self.learning_rate = config.optimizer.lr
 
@@ -113,7 +113,7 @@ class BaseEngine(InferenceModel):
             average_bn_stats(self.average, self.world)
 
     def gathered_params(self, changed_by: int | None = None) -> AbstractContextManager[object]:
-        """Return a context in which every rank has the model's full weights, even if they are partitioned over ranks.
+        """Return a context in which every rank has the model's full weights, even if they are otherwise partitioned.
 
         If the block changes the weights, `changed_by` is the rank whose values are kept.
         """
@@ -146,7 +146,7 @@ class BaseEngine(InferenceModel):
 
 @torch.no_grad()
 def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Update the moving average with the model's weights; buffers such as BatchNorm statistics are copied."""
+    """Update the moving average with the model's weights; copy buffers such as BatchNorm statistics."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
     for buffer, new in zip(average.buffers(), model.buffers(), strict=True):
         buffer.copy_(new)

@@ -14,7 +14,7 @@ from adadf_dist.errors import UserError
 
 
 def synchronize_batch_norm(model: nn.Module, world: World) -> nn.Module:
-    """Replace each BatchNorm layer by one that normalizes over the batches of all ranks; a single rank needs none.
+    """Replace each BatchNorm layer by one that normalizes over all ranks' batches. With a single rank, do nothing.
 
     Raises `UserError` for an unsupported BatchNorm layer.
     """

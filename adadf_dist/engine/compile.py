@@ -10,14 +10,14 @@ from adadf_dist.errors import UserError
 from adadf_dist.method.model import DualBranch
 
 COMPILE_MODES = 64
-"""Recompilation limit per code object.
+"""Maximum number of compiled versions of a code object.
 
 Many stages share one code object, and each is compiled for training and evaluation at two batch sizes.
 """
 
 
 def check_compile(config: RuntimeConfig, world: World) -> None:
-    """Raise `UserError` if the device does not support the `runtime.compile` mode, or if it would compile nothing."""
+    """Raise `UserError` if the device does not support the `runtime.compile` mode, or if nothing could be compiled."""
     if config.compile == "reduce-overhead" and world.device.type != "cuda":
         raise UserError(
             f"runtime.compile is reduce-overhead, but the device is {world.device.type}; set it to default or "

@@ -1,4 +1,4 @@
-"""Interface of the training engines, and the engine that uses DistributedDataParallel (DDP)."""
+"""Interface of the training engines, and the engine based on DistributedDataParallel (DDP)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from adadf_dist.method.model import DualBranch, Output
 from adadf_dist.method.pretrained import LoadedWeights
 
 DEEPSPEED_ENGINE = "adadf_dist.engine.deepspeed"
-"""Module imported only when needed, because DeepSpeed is an optional dependency."""
+"""Module of the DeepSpeed engine, imported only when needed because DeepSpeed is an optional dependency."""
 
 
 class Engine(Protocol):
@@ -80,7 +80,7 @@ class Engine(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load the `state_dict` of any engine. Collective: every rank must call this.
+        """Load a state dict saved by any engine. Collective: every rank must call this.
 
         Raises `UserError` if it belongs to another architecture.
         """
@@ -88,7 +88,7 @@ class Engine(Protocol):
 
 
 def check_engine(config: Config, world: World) -> None:
-    """Raise `UserError` for an invalid engine configuration, before anything is downloaded or opened."""
+    """Raise `UserError` if the engine's configuration is invalid. Called before anything is downloaded or opened."""
     check_compile(config.runtime, world)
     if config.engine == "deepspeed":
         make_deepspeed_config(config, world.size)
@@ -115,7 +115,7 @@ def build_engine(config: Config, num_classes: int, world: World) -> Engine:
 
 
 class DDPEngine(BaseEngine):
-    """Training engine based on DistributedDataParallel; a single rank trains the model without this wrapper."""
+    """Training engine based on DistributedDataParallel. With a single rank, the model is not wrapped."""
 
     def __init__(self, config: Config, num_classes: int, world: World) -> None:
         super().__init__(config, num_classes, world)

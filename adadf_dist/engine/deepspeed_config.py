@@ -34,7 +34,7 @@ ALLOWED = (
     "steps_per_print",
     "wall_clock_breakdown",
 )
-"""Keys and sections (ending in a dot) that the JSON file may set: they affect speed or logging, but not results."""
+"""Keys, and sections (ending in a dot), that the JSON file may set because they affect only speed or logging."""
 
 REASON_CASTS = (
     "it casts weights and BatchNorm statistics to 16 bits; use runtime.precision = bf16, which keeps both in fp32"
@@ -55,12 +55,12 @@ REJECT_REASONS = {
     "zero_optimization.offload_param": REASON_MEMORY,
     "zero_optimization.round_robin_gradients": "checkpoints could not store Adam's moments by parameter",
 }
-"""For keys that users are likely to set, the reason why they are rejected."""
+"""Maps keys that users are likely to set to the reason why they are rejected."""
 ALLOWED_HINT = f"allowed keys: {', '.join(ALLOWED)}"
 
 
 def make_deepspeed_config(config: Config, ranks: int) -> dict[str, Any]:
-    """Build the DeepSpeed configuration of a run with `ranks` ranks.
+    """Build the DeepSpeed configuration for a run with `ranks` ranks.
 
     Raises `UserError` if the file `deepspeed.config_file` sets an unsupported key or contradicts the run's
     configuration.

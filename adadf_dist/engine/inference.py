@@ -1,4 +1,4 @@
-"""Base class for inference, used both for evaluation during training and for trained models."""
+"""Base class for inference, shared by evaluation during training and by trained models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adadf_dist.method.model import DualBranch, Output
 
 
 class InferenceModel(ABC):
-    """Run a network in evaluation mode on preprocessed images [n, 3, H, W]."""
+    """Base class that runs a network in evaluation mode on preprocessed images [n, 3, H, W]."""
 
     def __init__(self, device: torch.device, bf16: bool) -> None:
         self.device = device
@@ -41,7 +41,7 @@ class InferenceModel(ABC):
 
     @torch.no_grad()
     def infer_with_features(self, images: Tensor) -> tuple[Output, Tensor]:
-        """Run both branches, and also return the target branch's features [n, F], the input of its heads."""
+        """Run both branches; also return the target branch's features [n, F], which are the input of its heads."""
         with self.autocast():
             return self._evaluating().forward_with_features(self.to_memory_format(images))
 

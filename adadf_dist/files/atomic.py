@@ -1,4 +1,4 @@
-"""Atomic writes: even if the process is killed, a file has either its old or its complete new content."""
+"""Atomic writes: a file has either its old or its complete new content, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def atomic_write(path: Path, *, sync: bool = False, partial: Path | None = None)
 
 @contextmanager
 def replace_when_complete(path: Path, sync: bool = False, partial: Path | None = None) -> Iterator[Path]:
-    """Write atomically like `atomic_write`, but without converting operating-system errors."""
+    """Write atomically like `atomic_write`, but do not convert operating-system errors."""
     partial = partial or path.with_name(path.name + ".partial")
     try:
         yield partial
@@ -63,7 +63,7 @@ def sync_to_disk(path: Path) -> None:
 
 @contextmanager
 def os_errors_as_user_errors(path: Path) -> Iterator[None]:
-    """Convert an operating-system error in the block, which writes `path`, to a `UserError` with the file name."""
+    """Convert an operating-system error in a block that writes `path` to a `UserError` with the file name."""
     try:
         yield
     except OSError as error:

@@ -19,12 +19,12 @@ from adadf_dist.errors import UserError, did_you_mean
 from adadf_dist.files.text import plain_form
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars", " ": "blanks"}
-"""Maps each separator to its name in messages; blanks separate cells only in lists."""
+"""Maps each separator to its name in messages. Blanks separate cells only in lists, not in tables."""
 MAX_CELL = csv.field_size_limit()
 """Maximum length of a cell in characters."""
 
 MAX_NUMBER = 2**24
-"""Largest accepted vote or fraction; numbers are stored as float32, which is exact for integers up to this value."""
+"""Largest accepted vote or fraction. Numbers are stored as float32, which is exact for integers up to this value."""
 
 _WHOLE = re.compile(r"\s*([+-]?[0-9]+)(?:\.0*|,0)?\s*", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]*,[0-9]+", re.ASCII)
@@ -32,7 +32,7 @@ _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+", re.ASCII)
 
 
 class NoColumnError(UserError):
-    """The header of a CSV file lacks a required column."""
+    """Raised if the header of a CSV file lacks a required column."""
 
     def __init__(self, message: str, line: int) -> None:
         super().__init__(message)
@@ -55,28 +55,28 @@ class Table:
     where: str
     separator: str
     header: tuple[str, ...]
-    """Column names: requested columns are spelled as in the request, and unnamed columns are empty strings."""
+    """Column names. Requested columns are spelled as requested; unnamed columns are empty strings."""
     rows: Iterator[Row]
     """Rows, each with as many cells as the header has columns."""
 
     def select(self, columns: Sequence[str]) -> Iterator[tuple[Row, list[str]]]:
-        """Yield each row with its cells of the given columns, in the given order."""
+        """Yield each row with its cells in the given columns, in the given order."""
         indices = [self.header.index(name) for name in columns]
         for row in self.rows:
             yield row, [row.cells[index] for index in indices]
 
     def records(self) -> Iterator[tuple[Row, dict[str, str]]]:
-        """Yield each row with a dictionary from column names to cells, without unnamed columns."""
+        """Yield each row with a dictionary that maps column names to cells, without unnamed columns."""
         for row in self.rows:
             yield row, {name: cell for name, cell in zip(self.header, row.cells, strict=True) if name}
 
     def note(self) -> str:
-        """Return a note that names the separator; empty if it is the comma."""
+        """Return a note that names the separator, or an empty string if it is a comma."""
         return separator_note(self.where, self.separator)
 
 
 def separator_note(where: str, separator: str) -> str:
-    """Return a note that names the separator; empty if it is the comma."""
+    """Return a note that names the separator, or an empty string if it is a comma."""
     return "" if separator == "," else f"{where}: cells are separated by {SEPARATORS[separator]}"
 
 
@@ -102,7 +102,10 @@ def open_table(lines: Iterable[str], where: str, required: Sequence[str], option
 
 
 def read_rows(lines: Iterable[str], where: str, separator: str, first: int = 1) -> Iterator[Row]:
-    """Yield the rows of text lines, skipping empty ones; `first` is the first line's number. Raises `UserError`."""
+    """Yield the rows of text lines, skipping empty lines; `first` is the number of the first line.
+
+    Raises `UserError` if a line is not valid CSV.
+    """
     if separator == " ":
         for number, line in enumerate(lines, start=first):
             if line.strip():
@@ -123,7 +126,10 @@ def read_rows(lines: Iterable[str], where: str, separator: str, first: int = 1) 
 
 
 def read_list(lines: Iterable[str], where: str) -> Iterator[Row]:
-    """Yield the rows of a list or matrix; the first nonempty line decides the separator. Raises `UserError`."""
+    """Yield the rows of a list or matrix, whose first nonempty line determines the separator.
+
+    Raises `UserError` if a line is not valid CSV.
+    """
     lines = iter(lines)
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -132,7 +138,7 @@ def read_list(lines: Iterable[str], where: str) -> Iterator[Row]:
 
 
 def detect_separator(line: str, columns: Sequence[str] = (), blanks: bool = False) -> str:
-    """Return the separator that gives the most expected columns, or else the most cells.
+    """Return the separator that splits a line into the most expected columns or, if that is a tie, into the most cells.
 
     If the line contains no separator, return a comma, or a blank if `blanks` is true.
     """
@@ -149,7 +155,7 @@ def detect_separator(line: str, columns: Sequence[str] = (), blanks: bool = Fals
 
 
 def read_votes(cells: Sequence[str], where: str) -> tuple[float, ...]:
-    """Read votes or fractions per class; an empty cell is 0. Raises `UserError` for negative or non-finite numbers."""
+    """Read votes or fractions per class. An empty cell is 0. Raises `UserError` for negative or non-finite numbers."""
     return tuple(read_number(cell, where, "votes") if cell else 0.0 for cell in cells)
 
 
@@ -157,14 +163,14 @@ def read_number(text: str, where: str, what: str) -> float:
     """Parse a number from 0 to `MAX_NUMBER`, with a decimal point or comma. Raises `UserError` for anything else."""
     value = parse_number(text)
     if not math.isfinite(value) or value < 0:
-        raise UserError(f"{where}: {what} must be numbers of 0 or more, not {text[:40]!r}")
+        raise UserError(f"{where}: {what} must be nonnegative numbers, not {text[:40]!r}")
     if value > MAX_NUMBER:
         raise UserError(f"{where}: {what} must be at most {MAX_NUMBER:,}, not {text[:40]!r}")
     return value
 
 
 def parse_number(text: str) -> float:
-    """Parse a number with a decimal point or comma; NaN if it is invalid or the comma might separate thousands."""
+    """Parse a number with a decimal point or comma; return NaN if it is invalid or the comma may separate thousands."""
     if _THOUSANDS.fullmatch(text):
         return math.nan
     try:
@@ -174,13 +180,13 @@ def parse_number(text: str) -> float:
 
 
 def parse_whole(text: str) -> int | None:
-    """Parse an integer, which may be written as `3.0`; return None for anything else."""
+    """Parse an integer, which may be written as `3.0`; return None if the text is anything else."""
     found = _WHOLE.fullmatch(text)
     return int(found[1]) if found and len(found[1]) < 18 else None
 
 
 def find_class(word: str, classes: Sequence[str]) -> int | None:
-    """Return the index of a class by name, ignoring letter case and Unicode form if only one class matches."""
+    """Return the index of the class with this name, ignoring letter case and Unicode form unless that is ambiguous."""
     if word in classes:
         return classes.index(word)
     plain = plain_form(word)
@@ -229,11 +235,11 @@ def _name_columns(row: Row, required: Sequence[str], optional: Sequence[str]) ->
 
 
 def _fit(row: Row, header: Sequence[str]) -> Row:
-    """Fit a row to the header by dropping extra empty cells. Raises `UserError` for a different number of cells."""
+    """Fit a row to the header by dropping extra empty cells. Raises `UserError` if the number of cells is wrong."""
     extra = row.cells[len(header) :]
     if len(row.cells) < len(header) or any(extra):
         raise UserError(
-            f"{row.where}: {len(row.cells)} cells where the header has {len(header)} columns; a cell that contains the "
+            f"{row.where}: {len(row.cells)} cells, but the header has {len(header)} columns; a cell that contains the "
             "separator must be quoted"
         )
     return row._replace(cells=row.cells[: len(header)])

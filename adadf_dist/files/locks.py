@@ -1,4 +1,4 @@
-"""File locks, which the kernel releases when a process ends, so that a kill leaves no stale locks.
+"""File locks. The kernel releases them when a process ends, so a killed process leaves no stale locks.
 
 All locks use this module, so a file system without locks (NFS without its lock service, some object-store mounts) gives
 the same message everywhere, and `probe` can test for it before a run. They are `flock` locks of one open file: two
@@ -19,12 +19,12 @@ from filelock import FileLock, Timeout
 from adadf_dist.errors import UserError
 
 POLL_S = 0.2
-"""Polling interval in seconds for a lock that another process holds."""
+"""Seconds between attempts to acquire a lock that another process holds."""
 
 
 @contextmanager
 def exclusive_lock(path: Path, setting: str, give_up: Callable[[], bool] | None = None) -> Iterator[bool]:
-    """Lock a file while the block runs; yields whether the lock was acquired. Creates the file and its folder.
+    """Lock a file while the block runs, and yield whether the lock was acquired. Creates the file and its folder.
 
     `setting`: option that sets the folder, for messages. If the lock is held elsewhere, wait until it is released or
     `give_up` returns true; without `give_up`, do not wait. Raises `UserError` if the folder is not writable or does not
@@ -58,14 +58,14 @@ def shared_lock(path: Path, setting: str) -> Iterator[None]:
 
 
 def probe(folder: Path, setting: str) -> None:
-    """Raise `UserError` if an existing folder is not writable or does not support locks. Leaves no file."""
+    """Raise `UserError` if an existing folder is not writable or does not support locks. Leaves no file behind."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".lock-") as file, exclusive_lock(Path(file.name), setting):
         pass
 
 
 @contextmanager
 def lock_errors(path: Path, setting: str) -> Iterator[None]:
-    """Convert an operating-system error to a `UserError`; an error without a file name comes from locking itself."""
+    """Convert an operating-system error to a `UserError`. An error without a file name comes from locking itself."""
     try:
         yield
     except OSError as error:

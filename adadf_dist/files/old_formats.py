@@ -1,4 +1,4 @@
-"""File and field names used by version 0.1, which readers still accept for one more release."""
+"""File and field names of version 0.1, which readers still accept for one more release."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RENAMED_FIELDS = {
 
 
 def find_file(folder: Path, name: str) -> Path:
-    """Return the path of a file in a run folder, using its old name if only the old file exists."""
+    """Return the path of a file in a run folder; if only its old name exists, return that path."""
     path = folder / name
     old = folder / OLD_FILES.get(name, name)
     return old if old.exists() and not path.exists() else path

@@ -19,12 +19,15 @@ from adadf_dist.files.atomic import atomic_write, os_errors_as_user_errors
 
 
 def add_overwrite_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup, what: str) -> None:
-    """Add the `--overwrite` option. `what` names the file or folder that it replaces, for the help text."""
+    """Add the `--overwrite` option. `what` names the file or folder that it replaces, as shown in the help text."""
     parser.add_argument("--overwrite", action="store_true", help=f"replace {what} if it exists")
 
 
 def check_output_path(path: Path, overwrite: bool, option: str = "") -> None:
-    """Check that a file may be written. Raises `UserError` for a folder, or an existing file without `overwrite`."""
+    """Check that a file may be written.
+
+    Raises `UserError` if the path is a folder, or if it exists and `overwrite` is false.
+    """
     name = f"{option} {path}".lstrip()
     if path.is_dir():
         raise UserError(f"{name}: is a folder; pass a file name")
@@ -34,7 +37,10 @@ def check_output_path(path: Path, overwrite: bool, option: str = "") -> None:
 
 
 def check_output_folder(path: Path, overwrite: bool, option: str = "") -> None:
-    """Check that files may be written to a folder. Raises `UserError` if it is not empty, unless `overwrite`."""
+    """Check that files may be written to a folder.
+
+    Raises `UserError` if the folder is not empty and `overwrite` is false.
+    """
     name = f"{option} {path}".lstrip()
     if path.exists() and not path.is_dir():
         raise UserError(f"{name}: is a file; pass a folder")
@@ -44,7 +50,7 @@ def check_output_folder(path: Path, overwrite: bool, option: str = "") -> None:
 
 
 def check_writable(path: Path, name: str) -> None:
-    """Raise `UserError` if `path` or, if it does not exist, its nearest existing parent is not writable."""
+    """Raise `UserError` if `path`, or its nearest existing parent if it does not exist, is not writable."""
     existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -56,9 +62,9 @@ def check_writable(path: Path, name: str) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; rename it to `path` if the block succeeds, else remove it.
+    """Yield a temporary path next to `path`. It is renamed to `path` if the block succeeds, and removed otherwise.
 
-    Creates missing parent folders. A device or pipe is written directly. Raises `UserError`.
+    Creates missing parent folders. A device or pipe is written directly. Raises `UserError` if writing fails.
     """
     with os_errors_as_user_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +78,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def write_output(path: Path, content: object) -> None:
-    """Write text, or any other value as JSON, atomically. Raises `UserError`."""
+    """Write text, or any other value as JSON, atomically. Raises `UserError` if writing fails."""
     text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")

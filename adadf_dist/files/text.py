@@ -43,22 +43,25 @@ _BINARY_FILES = (
     (b"version https://git-lfs.", "a Git LFS pointer"),
 )
 TAR_MARK_END = 262
-"""Offset at which the five-byte signature `ustar` of a tar archive ends."""
+"""Offset in bytes at which a tar archive's five-byte signature `ustar` ends."""
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
-"""Unprintable Unicode categories: control characters, surrogates, line and paragraph separators."""
+"""Unicode categories of unprintable characters: control characters, surrogates, line and paragraph separators."""
 _SURROGATE = re.compile("[\udc80-\udcff]")
 """Surrogates that `surrogateescape` produces for bytes that are not UTF-8."""
 
 
 def read_text(path: Path | str, option: str = "") -> str:
-    """Read a complete file. Raises `UserError` with the option, the file and the problem."""
+    """Read a complete text file. Raises `UserError` naming the option, the file and the problem."""
     with open_text(path, option) as lines:
         return "".join(lines)
 
 
 @contextmanager
 def open_text(path: Path | str, option: str = "") -> Iterator[Iterator[str]]:
-    """Open a file as an iterator of lines, each with its `\\n`, in bounded memory. Raises `UserError`."""
+    """Open a text file as an iterator of lines, each with its `\\n`, in bounded memory.
+
+    Raises `UserError` if the file cannot be read or is not valid text.
+    """
     where = located(path, option)
     with open_bytes(path, option) as stream, closing(decode_lines(stream, where)) as lines:
         yield lines
@@ -66,7 +69,7 @@ def open_text(path: Path | str, option: str = "") -> Iterator[Iterator[str]]:
 
 @contextmanager
 def open_bytes(path: Path | str, option: str = "") -> Iterator[io.BufferedReader]:
-    """Open a file as bytes. Raises `UserError` if it cannot be read."""
+    """Open a file for reading bytes. Raises `UserError` if it cannot be read."""
     where = located(path, option)
     try:
         stream = open(path, "rb")  # noqa: SIM115 - errors on opening and in the block differ
@@ -89,12 +92,14 @@ def located(path: Path | str, option: str = "") -> str:
 
 
 def decode_text(content: bytes, where: str) -> str:
-    """Decode the bytes of a file. Raises `UserError` starting with `where`."""
+    """Decode the bytes of a text file. Raises `UserError`, starting with the location `where`, if they are invalid."""
     return "".join(decode_lines(io.BytesIO(content), where))
 
 
 def decode_lines(stream: io.BufferedReader | io.BytesIO, where: str, any_bytes: bool = False) -> Generator[str]:
-    """Yield text lines of a binary stream, each with its `\\n`. Raises `UserError` starting with `where`.
+    """Yield the text lines of a binary stream, each with its `\\n`.
+
+    Raises `UserError`, with a message that starts with `where`, if the stream is not valid text.
 
     `any_bytes`: accept bytes that are not UTF-8, as in file names, and keep them as surrogates (`surrogateescape`).
     """
@@ -120,7 +125,7 @@ def decode_lines(stream: io.BufferedReader | io.BytesIO, where: str, any_bytes: 
 
 
 def encoding_of(start: bytes) -> str:
-    """Detect the encoding of a text file from its byte order mark; UTF-8 if it has none."""
+    """Return the encoding that a text file's byte order mark indicates, or UTF-8 if it has none."""
     return next((name for mark, name in _BYTE_ORDER_MARKS if start.startswith(mark)), "utf-8-sig")
 
 
@@ -148,12 +153,12 @@ def check_line(line: str, where: str) -> None:
 
 
 def is_text(value: str) -> bool:
-    """Return whether a string is valid text, with no surrogates that stand for bytes that are not UTF-8."""
+    """Return whether a string contains no surrogates, which stand for bytes that are not UTF-8."""
     return value.isascii() or not _SURROGATE.search(value)
 
 
 def check_path(path: Path | str, option: str = "") -> None:
-    """Raise `UserError` for a path that is not text, because libraries that require UTF-8 cannot open it."""
+    """Raise `UserError` if a path is not valid text, because libraries that require UTF-8 could not open it."""
     if not is_text(str(path)):
         raise UserError(
             f"{located(path, option)}: the path is not UTF-8 text; rename it, or set PYTHONUTF8=1 if the locale is not"
@@ -161,7 +166,7 @@ def check_path(path: Path | str, option: str = "") -> None:
 
 
 def escape_name(name: str) -> str:
-    """Escape a file name as plain text on one line; different names remain different.
+    """Escape a file name as printable text on one line. Different names remain different.
 
     Bytes that are not UTF-8, control characters and backslashes become `\\xNN`; `unescape_name` reverses it. Other
     names are unchanged, in every locale.
@@ -184,16 +189,16 @@ def _escaped(character: str) -> str:
 
 
 def plain_form(name: str) -> str:
-    """Normalize the letter case and Unicode form of a name, so that names that differ only in these are equal."""
+    """Return a name with normalized letter case and Unicode form, so that names differing only in these are equal."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def unescape_name(text: str) -> str:
-    """Reverse `escape_name`; the result can be passed to `open`."""
+    """Reverse `escape_name`. The result can be passed to `open`."""
     content = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), text.encode())
     return os.fsdecode(content)
 
 
 def native_name(text: str) -> str:
-    """Convert a file name read from a text file for `open`, keeping its bytes the same in every locale."""
+    """Convert a file name that was read from a text file for `open`. Its bytes are the same in every locale."""
     return os.fsdecode(text.encode("utf-8", "surrogateescape"))

@@ -1,4 +1,4 @@
-"""Build backbones split in two: an extractor that both branches share, and stages that each branch has a copy of.
+"""Build backbones split in two: an extractor shared by both branches, and stages of which each branch has a copy.
 
 Both parts keep the backbone's parameter names, so pretrained weights load without renaming.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torchvision.models.resnet import ResNet
 
 TIMM_BACKBONES = "adadf_dist.method.timm_backbones"
-"""Module imported only when needed, because timm is an optional dependency."""
+"""Module that builds timm backbones, imported only when needed because timm is an optional dependency."""
 
 Units = Mapping[str, nn.Module]
 """A network's modules by dotted name, in the order they run: `stem`, `stages.0`, `stages.1`, ..."""
@@ -29,7 +29,7 @@ Units = Mapping[str, nn.Module]
 
 @dataclass(frozen=True)
 class Backbone:
-    """Network that maps images [n, 3, H, W] to features [n, F] by its extractor, stages and pooling, in this order."""
+    """Network that maps images [n, 3, H, W] to features [n, F] by an extractor, then stages, then pooling."""
 
     extractor: nn.Module
     """First part, shared by both branches; outputs feature maps or tokens."""
@@ -137,7 +137,7 @@ def find_split(config: ModelConfig, allowed: list[str], default: str) -> str:
 def split_at(
     units: Units, last: str, extractor: Callable[[Units], nn.Module] | None = None
 ) -> tuple[nn.Module, nn.Module]:
-    """Split a network after the unit `last` into two modules.
+    """Split a network into two modules, the first of which ends with the unit `last`.
 
     `extractor` builds the first module; by default, both run their units in sequence.
     """
@@ -148,7 +148,7 @@ def split_at(
 
 
 def sequential(units: Units) -> nn.Sequential:
-    """Chain units in order, keeping their names: the parameters of `stages.0` are still called `stages.0.*`."""
+    """Chain units in order, keeping their dotted names: parameters of `stages.0` are still called `stages.0.*`."""
     nested: dict[str, dict[str, nn.Module]] = {}
     for name, unit in units.items():
         first, _, below = name.partition(".")

@@ -12,7 +12,7 @@ from adadf_dist.config.schema import ClassDistributionConfig
 
 
 class Reducer(Protocol):
-    """Interface that the class distributions need from `World`: device, rank and sum over ranks."""
+    """The part of `World` that class distributions use: device, rank and sum over ranks."""
 
     @property
     def device(self) -> torch.device: ...
@@ -45,7 +45,7 @@ def threshold_distributions(num_classes: int, config: ClassDistributionConfig) -
 
 
 def sharpen(rows: Tensor, temperature: float) -> Tensor:
-    """Raise each row to the power 1 / `temperature`, then normalize the rows to sum to 1."""
+    """Return the rows raised to the power 1 / `temperature` and normalized to sum to 1."""
     powered = rows.pow(1 / temperature)
     return powered / powered.sum(dim=1, keepdim=True)
 
@@ -78,7 +78,7 @@ def epoch_threshold(degrees: Tensor, counts: Tensor, config: ClassDistributionCo
 
 
 class ClassDistributions:
-    """Accumulator of label distributions over an epoch; `finalize_epoch` turns them into the next epoch's targets."""
+    """Accumulates label distributions over an epoch. `finalize_epoch` turns them into the next epoch's targets."""
 
     def __init__(self, num_classes: int, config: ClassDistributionConfig, world: Reducer) -> None:
         self.config = config
@@ -89,7 +89,7 @@ class ClassDistributions:
         self.targets = self._as_targets()
         """[C, C] float64 on the device, class distributions D (eq 5) used as targets in the current epoch."""
         self._pending = nothing.to(world.device)
-        """[C, C + 1], this rank's sums of label distributions per class, with sample counts in the last column."""
+        """[C, C + 1], this rank's sums of label distributions per class; the last column has the sample counts."""
 
     @property
     def needs_extra_pass(self) -> bool:
@@ -126,7 +126,7 @@ class ClassDistributions:
         return {"pending": self.world.all_reduce_sum_(self._pending.clone()).cpu(), **self.latest._asdict()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore a saved state. Only rank 0 gets the sums; the reduction adds the other ranks' zeros to them."""
+        """Restore a saved state. Only rank 0 gets the sums, because the reduction adds those of all ranks."""
         self.latest = EpochDistributions(**{name: state[name] for name in EpochDistributions._fields})
         self.targets = self._as_targets()
         self._pending.zero_()

@@ -63,7 +63,7 @@ class TargetInputs(NamedTuple):
 
 
 class Gatherer(Protocol):
-    """Interface that the losses need from `World`: its size, and `gather`, which assembles the global batch."""
+    """The part of `World` that the losses use: its size, and `gather`, which assembles the global batch."""
 
     @property
     def size(self) -> int: ...

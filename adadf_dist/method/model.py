@@ -90,7 +90,7 @@ class DualBranch(nn.Module):
         self.extractor.eval()
 
     def copy_target_to_auxiliary(self) -> None:
-        """Copy the target branch's weights to the auxiliary branch; needed after loading pretrained weights."""
+        """Copy the target branch's weights to the auxiliary branch. Needed after loading pretrained weights."""
         if self.auxiliary is not None:
             self.auxiliary.load_state_dict(self.target.state_dict())
 

@@ -20,7 +20,7 @@ from adadf_dist.method.weight_files import read_weights
 from adadf_dist.method.weight_names import find_backbone
 
 CLASSIFIERS = ("fc", "classifier", "head")
-"""Names of the classifier module in pretrained backbones."""
+"""Names that pretrained backbones give to their classifier module."""
 
 
 class LoadedWeights(NamedTuple):
@@ -33,7 +33,7 @@ class LoadedWeights(NamedTuple):
     matched: int
     """Number of tensors that were loaded."""
     ignored: tuple[str, ...]
-    """Names of tensors in the file that were not used: its classifier, and tensors outside the backbone."""
+    """Names of tensors in the file that were not used: the file's classifier, and tensors outside the backbone."""
 
     def describe(self) -> str:
         """Return a one-line summary, such as `resnet18.pth (120 tensors matched)`."""
@@ -47,7 +47,7 @@ NO_WEIGHTS = LoadedWeights("", "", 0, ())
 
 
 def load_pretrained(model: DualBranch, config: ModelConfig) -> LoadedWeights:
-    """Load `model.pretrained` into the extractor and both branches, and freeze the extractor if `model.freeze` says so.
+    """Load `model.pretrained` into the extractor and both branches; freeze the extractor if `model.freeze` requires it.
 
     Raises `UserError` if a backbone tensor is missing, not finite or has the wrong shape, or if the backbone's part of
     the file has unknown tensors other than a classifier.
@@ -100,7 +100,7 @@ def imagenet_weights(backbone: str, image_size: int) -> dict[str, Tensor]:
 
 
 def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[int, tuple[str, ...]]:
-    """Copy `tensors` into the extractor and target branch. Returns the number loaded and the names of unused ones.
+    """Copy `tensors` into the extractor and target branch. Returns the number loaded and the unused names.
 
     A `FeatureHead` keeps its random weights if the file has none of its tensors.
     """

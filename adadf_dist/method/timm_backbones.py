@@ -1,4 +1,4 @@
-"""Split timm networks into an extractor and the stages after it. Only this module knows the structure of timm models.
+"""Split timm networks into an extractor and stages. Only this module knows the structure of timm models.
 
 A network's forward method cannot be inspected, so the network is assumed to run its child modules in sequence. The
 result is then compared with timm's own output for an image, and a network with a different result is rejected.
@@ -21,23 +21,26 @@ from adadf_dist.errors import UserError, single_line
 from adadf_dist.method.backbones import Backbone, Units, find_split, sequential, split_at
 
 CONTAINERS = ("stages", "blocks", "layers", "features")
-"""Names of child modules that contain the stages as their own children."""
+"""Names of child modules whose own children are the stages."""
 NUMBERED = re.compile(r"(layer|stage|block|s)\d+")
 """Names of child modules that are stages themselves, as in ResNet and RegNet."""
 POOLING = ("global_pool", "pre_logits", "head")
-"""The first child module with one of these names, and all after it, pool the last stage's output to features."""
+"""Names of pooling modules. The first one and all modules after it turn the last stage's output into features."""
 REDUCTION = 4
-"""By default, the extractor ends with the first stage whose resolution is lower than the image's by this factor.
+"""By default, the extractor ends with the first stage that downsamples the image by at least this factor.
 
 For ResNet, that is layer1.
 """
 VIT_SHARED_FRACTION = 4
-"""Vision transformers have no stages; by default, the extractor gets one block in this many."""
+"""Default size of a vision transformer's extractor: one in this many of its blocks."""
 TOLERANCE = 1e-6
 
 
 def build(config: ModelConfig, image_size: int) -> Backbone:
-    """Build and split a timm network with random weights. Raises `UserError` if it or the image size is unsupported."""
+    """Build a timm network with random weights, split into extractor and stages.
+
+    Raises `UserError` if the network cannot be split or does not support the image size.
+    """
     whole = create(config.backbone, image_size)
     backbone = split_vit(whole, config) if type(whole) is VisionTransformer else split_sequential(whole, config)
     verify_against_timm(whole, backbone, config, image_size)
@@ -109,7 +112,7 @@ def split_sequential(whole: nn.Module, config: ModelConfig) -> Backbone:
 
 
 def first_stage_at_reduction(whole: nn.Module, stages: list[str]) -> str:
-    """Return the first stage at which timm lists a resolution at least `REDUCTION` times lower than the image's."""
+    """Return the first stage whose resolution, as listed by timm, is reduced by a factor of at least `REDUCTION`."""
     known = getattr(whole, "feature_info", [])
     reductions = {info["module"]: info["reduction"] for info in getattr(known, "info", known)}
     return next((stage for stage in stages if reductions.get(stage, 0) >= REDUCTION), stages[0])
@@ -162,7 +165,7 @@ class Tokens(nn.Module):
 
 
 class PooledTokens(nn.Module):
-    """Pool tokens [n, T, F] to features [n, F] as the original model does: class token, or mean over patches."""
+    """Pools tokens [n, T, F] to features [n, F] as the original model does: class token, or mean over patches."""
 
     def __init__(self, whole: VisionTransformer) -> None:
         super().__init__()
@@ -184,7 +187,7 @@ class PooledTokens(nn.Module):
 
 @torch.no_grad()
 def verify_against_timm(whole: nn.Module, backbone: Backbone, config: ModelConfig, image_size: int) -> None:
-    """Raise `UserError` unless the split parts form the complete network and compute the same features for an image.
+    """Raise `UserError` unless the split parts form the complete network and compute the same features as the original.
 
     On the meta device, which holds no values, only names and shapes are compared.
     """

@@ -26,7 +26,7 @@ CONTAINERS = (
     "ema",
     "params_ema",
 )
-"""Keys under which training code stores a state dict inside a checkpoint, possibly nested; the first match is used."""
+"""Keys under which training code stores a state dict in a checkpoint, possibly nested. The first match is used."""
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.", "net.")
 """Prefixes that wrapper modules add to parameter names."""
 AGAIN = "save it again with torch.save(model.state_dict(), path)"
@@ -35,7 +35,10 @@ LFS_POINTER = b"version https://git-lfs."
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Return a weight file's tensors by name, and the SHA-256 of the file. Raises `UserError` if it is not readable."""
+    """Return a weight file's tensors by name, and the file's SHA-256.
+
+    Raises `UserError` if the file cannot be read or contains no weights.
+    """
     if not path.is_file():
         raise UserError(f"model.pretrained: {path}: no such file")
     content = path.read_bytes()
@@ -57,7 +60,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def not_weights(content: bytes) -> str:
-    """Return a description of a file that is clearly not weights, with a fix, or an empty string."""
+    """Return what a file is if it is clearly not weights, with a fix; otherwise return an empty string."""
     head = content[:256].removeprefix(b"\xef\xbb\xbf")
     if not content:
         return "is empty; download or copy it again"
@@ -69,7 +72,7 @@ def not_weights(content: bytes) -> str:
 
 
 def describe_failure(error: Exception, size: int) -> str:
-    """Return a message on why a weight file of `size` bytes failed to load, and how to fix it."""
+    """Return a message that says why a weight file of `size` bytes failed to load, and how to fix it."""
     text = single_line(error, 2000)
     foreign = re.search(
         r"(?:Unsupported (?:global|class)|[Cc]an only build|GLOBAL)[^.]*?([A-Za-z_]\w*(?:\.\w+)+)", text

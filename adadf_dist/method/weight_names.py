@@ -12,11 +12,11 @@ from adadf_dist.errors import UserError
 from adadf_dist.method.weight_files import strip_wrapper_prefix
 
 TRAINED_COPIES = ("encoder_q", "base_encoder", "online", "student")
-"""If a file contains two copies of a network (MoCo, MoCo v3, BYOL, DINO), load the one with this in its name."""
+"""Parts of names that mark the copy to load if a file contains two copies of a network (MoCo, MoCo v3, BYOL, DINO)."""
 SEQUENTIAL = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
-"""Index of each ResNet module in `nn.Sequential(*resnet.children())`, the layout that SCN's code saves."""
+"""Maps each ResNet module to its index in `nn.Sequential(*resnet.children())`, the layout that SCN's code saves."""
 FIRST_AFTER = 8
-"""Index of the first module after the backbone in `nn.Sequential(*resnet.children())`: pooling, then classifier."""
+"""Index of the first module that follows the backbone in `nn.Sequential(*resnet.children())`, which is the pooling."""
 
 
 class Found(NamedTuple):
@@ -29,7 +29,7 @@ class Found(NamedTuple):
 
 
 def find_backbone(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> Found:
-    """Find the backbone's tensors: those under the name prefix that matches most of the `wanted` parameter names.
+    """Find the backbone's tensors, which are under the name prefix that matches the most `wanted` parameter names.
 
     Raises `UserError` if several prefixes match equally well and it is unclear which copy to load.
     """
@@ -56,7 +56,7 @@ def find_backbone(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> Found
 
 
 def layouts(wanted: set[str]) -> list[dict[str, str]]:
-    """Return a map from names in the file to parameter names for each layout in which a backbone may be saved."""
+    """Return one mapping from names in the file to parameter names for each layout that a backbone may be saved in."""
     plain = {name: name for name in wanted}
     parts = {name: name.partition(".") for name in wanted}
     if not all(first in SEQUENTIAL for first, _, _ in parts.values()):
@@ -65,7 +65,7 @@ def layouts(wanted: set[str]) -> list[dict[str, str]]:
 
 
 def common_prefix(names: Iterable[str], known: Mapping[str, str]) -> tuple[int, str]:
-    """Return the prefix under which the most `known` names occur in `names`, as (number of matches, prefix).
+    """Return (number of matches, prefix) for the prefix under which the most `known` names occur in `names`.
 
     Raises `UserError` if the file contains several copies of the network and it is unclear which one to load.
     """

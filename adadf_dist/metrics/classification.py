@@ -12,7 +12,7 @@ from adadf_dist.metrics.intervals import Interval
 
 
 class Metrics(NamedTuple):
-    """Metrics of one split. Each sample counts exactly once; fractions are in [0, 1]."""
+    """Metrics of one split, in which each sample counts exactly once. Fractions are in [0, 1]."""
 
     samples: int
     accuracy: float
@@ -24,16 +24,16 @@ class Metrics(NamedTuple):
     class_accuracy: tuple[float, ...]
     """[C], recall per class; NaN for a class without samples."""
     confusion: tuple[tuple[int, ...], ...]
-    """[C][C], number of samples for each true class (row) and predicted class (column)."""
+    """[C, C], number of samples for each true class (row) and predicted class (column)."""
     cross_entropy: float
     """Mean -log p of the true class, in nats."""
     votes_kl: float | None
     """Mean KL(votes || prediction) in nats over the samples with votes; None if no sample has votes."""
     bayes_accuracy: float | None
-    """Accuracy of predicting the argmax of the true distributions (Bayes-optimal); None if they are unknown."""
+    """Bayes-optimal accuracy: that of predicting the argmax of the true distributions; None if they are unknown."""
 
     def to_dict(self) -> dict[str, object]:
-        """Return JSON-serializable values; NaN becomes None."""
+        """Return the metrics as JSON-serializable values; NaN becomes None."""
         values = self._asdict()
         values["class_accuracy"] = [None if math.isnan(v) else v for v in self.class_accuracy]
         values["accuracy_interval"] = list(self.accuracy_interval)

@@ -31,7 +31,7 @@ class MetricAccumulator:
         self.num_classes = num_classes
         self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.float64, device=world.device)
         self.sums = torch.zeros(4, dtype=torch.float64, device=world.device)
-        """Four sums: samples, cross entropy, KL divergence from the votes, and samples with votes."""
+        """Four sums over samples: number, cross entropy, KL divergence from the votes, and number with votes."""
 
     def update(self, logits: Tensor, labels: Tensor, votes: Tensor | None) -> None:
         """Add n samples with logits [n, C], labels [n] and, if the dataset has votes, vote counts [n, C]."""
@@ -70,7 +70,7 @@ class MetricAccumulator:
 
 
 def evaluate(predictor: Predictor, batches: Iterable[Batch], split: Split, world: World) -> Metrics:
-    """Return the metrics of a split. `batches`: this rank's part of it. Collective: every rank must call this."""
+    """Return the metrics of a split, of which `batches` is this rank's part. Collective: every rank must call this."""
     return count(lambda batch: predict_batch(predictor, batch), batches, split, world).compute(split)
 
 
@@ -94,7 +94,7 @@ def predict_batch(predictor: Predictor, batch: Batch) -> Tensor:
 
 
 def mean_of_crops(logits: Tensor, batch: Batch) -> Tensor:
-    """Average logits that have one row per crop over the crops of each sample, to [n, C]."""
+    """Average logits with one row per crop over each sample's crops, and return logits [n, C]."""
     return logits.view(-1, batch.num_crops, logits.shape[1]).mean(dim=1) if batch.num_crops > 1 else logits
 
 

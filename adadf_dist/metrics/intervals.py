@@ -1,4 +1,4 @@
-"""Confidence intervals: of a fraction, of a mean over seeds and samples, and of the difference of two configurations.
+"""Confidence intervals for a fraction, for a mean over seeds and samples, and for the difference of two configurations.
 
 Runs with k seeds are evaluated on the same n samples, so seeds and samples are crossed random effects. The variance of
 a mean over both is estimated in two parts (Owen, 2007, *The pigeonhole bootstrap*):
@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 
 
 RESOLUTION = 0.05
-"""Interval half-width above which a non-significant comparison is reported as too few runs to tell."""
+"""Half-width of an interval above which a non-significant comparison is reported as "too few to tell"."""
 Verdict = Literal["better", "worse", "not significant", "too few to tell"]
 
 
@@ -50,13 +50,13 @@ class PairedDifference(NamedTuple):
     """Mean accuracy of the second configuration minus the first, over the seeds that both have."""
 
     mean: float
-    """Mean difference in accuracy. It and the interval bounds are in [-1, 1]."""
+    """Mean difference in accuracy, in [-1, 1], as are the bounds of the interval."""
     interval: Interval
     """Two-sided 95% interval."""
     seeds: int
     samples: int
     paired: bool
-    """Whether samples were paired. If predictions are missing, they cannot be, and the interval is wider."""
+    """Whether samples were paired. This requires predictions of every run; without it, the interval is wider."""
 
     @property
     def verdict(self) -> Verdict:
@@ -95,7 +95,7 @@ def paired_difference(first: Sequence[Score], second: Sequence[Score], compariso
 
 
 def accuracy_interval(scores: Sequence[Score]) -> Interval:
-    """Return a 95% interval of the mean accuracy of at least two seeds, which covers seed and sampling variance."""
+    """Return a 95% interval of the mean accuracy over at least two seeds, covering seed and sampling variance."""
     values = np.array([score.accuracy for score in scores])
     mean, seed = float(values.mean()), float(values.var(ddof=1)) / len(values)
     half = half_width(seed, unpaired_variance(scores), len(values), 0.95)
@@ -122,7 +122,7 @@ def paired_variance(differences: NDArray[np.float64]) -> float:
 
 
 def unpaired_variance(scores: Sequence[Score]) -> float:
-    """Return an upper bound on the sampling variance of a mean accuracy: binomial, as if all seeds agreed.
+    """Return an upper bound on the sampling variance of a mean accuracy: that of a binomial, as if all seeds agreed.
 
     Adds two successes and two failures (Agresti and Coull, 1998), so the variance is never zero.
     """
@@ -139,7 +139,7 @@ def half_width(seed_variance: float, sample_variance: float, seeds: int, level: 
 
 @cache
 def two_sided_quantiles(degrees: int, level: float) -> tuple[float, float]:
-    """Return the Student's t and normal quantiles. Cached because scipy dominates the run time of a comparison."""
+    """Return the quantiles of Student's t and of the normal distribution. Cached, because scipy is slow."""
     return float(stats.t.ppf((1 + level) / 2, degrees)), float(stats.norm.ppf((1 + level) / 2))
 
 

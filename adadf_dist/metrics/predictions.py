@@ -1,4 +1,4 @@
-"""Predictions of a model for every sample of a split, gathered over ranks. Shared by evaluation, report and audit."""
+"""A model's predictions for every sample of a split, gathered over ranks. Used by evaluation, report and audit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FloatArray = NDArray[np.float32]
 
 
 class InferenceModel(Protocol):
-    """Model interface for predictions: both branches in evaluation mode, without collectives."""
+    """Interface of a model that predicts: runs both branches in evaluation mode, without collectives."""
 
     def forward_eval(self, images: Tensor) -> Output: ...
 
@@ -33,7 +33,7 @@ class Predictions(NamedTuple):
     target_logits: FloatArray
     """[S, C], logits of the target branch; averaged over the crops if ten-crop is used."""
     auxiliary_logits: FloatArray
-    """[S, C], logits of the auxiliary branch; the target logits in the baseline, which has no auxiliary branch."""
+    """[S, C], logits of the auxiliary branch. The baseline has no such branch, so these are its target logits."""
     attention: FloatArray
     """[S], mean attention of the two branches (eq 8), in (0, 1); 1 in the baseline."""
 
@@ -79,7 +79,7 @@ def mean_rows(values: Tensor, batch: Batch) -> Rows:
 
 
 def both_branches(output: Output, batch: Batch) -> Rows:
-    """Return target logits, auxiliary logits and attention of each sample, in rows of K = 2 C + 1 values."""
+    """Return each sample's target logits, auxiliary logits and attention, in rows of K = 2 C + 1 values."""
     attention = (output.auxiliary_attention + output.target_attention) / 2
     columns = [output.target_logits, output.auxiliary_logits, attention.unsqueeze(1)]
     return mean_rows(torch.cat(columns, dim=1), batch)
@@ -106,7 +106,7 @@ def check_finite(predictions: Predictions, source: object) -> None:
 def gather_outputs(
     found: Sequence[Rows], samples: int, world: World, only: NDArray[np.int64] | None = None
 ) -> FloatArray:
-    """Gather the rows of all ranks into [samples, K] on every rank. Collective: every rank must call this.
+    """Gather the rows of all ranks into an array [samples, K] on every rank. Collective: every rank must call this.
 
     `only`: indices of the expected samples; None for the entire split. Raises `RuntimeError` unless each occurs once.
     """
@@ -126,7 +126,7 @@ def gather_outputs(
 def fuse_distributions(
     predictions: Predictions, labels: NDArray[np.int64], class_distributions: Tensor, loss: LossConfig, batch_size: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute the training targets of the target branch for these samples, by applying eq 11 and 12 after training.
+    """Compute the target branch's training targets for these samples after training, by applying eq 11 and 12.
 
     Eq 11 scales attention by the extremes of a batch. Here a batch is `batch_size` consecutive samples of the split,
     which was shuffled when written. `loss.supervision` applies as in training: w' has no effect for `label` and
@@ -149,5 +149,5 @@ def fuse_distributions(
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the softmax [S, C] of each row of logits."""
+    """Return the softmax of each row of logits, [S, C]."""
     return torch.from_numpy(logits).double().softmax(dim=1).numpy()

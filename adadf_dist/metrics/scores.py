@@ -20,7 +20,7 @@ BINS = 15
 RESAMPLES = 1000
 """Number of bootstrap resamples."""
 SEED = 0
-"""Bootstrap seed: the same samples and predictions give the same interval."""
+"""Seed of the bootstrap, fixed so that the same samples and predictions give the same interval."""
 
 
 class Estimate(NamedTuple):
@@ -31,7 +31,7 @@ class Estimate(NamedTuple):
 
 
 class ClassScore(NamedTuple):
-    """Scores of one class against all others. Undefined scores (no samples, or class never predicted) are NaN."""
+    """Scores of one class against all others. Undefined scores (class without samples or never predicted) are NaN."""
 
     name: str
     faces: int
@@ -42,7 +42,7 @@ class ClassScore(NamedTuple):
 
 
 class Bin(NamedTuple):
-    """Samples with confidence (probability of the predicted class) in (`low`, `high`]."""
+    """Samples whose confidence (probability of the predicted class) is in (`low`, `high`]."""
 
     low: float
     high: float

@@ -35,7 +35,7 @@ class SampleTable(NamedTuple):
     labels: NDArray[np.int64]
     """[S], labels used in training."""
     true_labels: NDArray[np.int64]
-    """[S], labels of the dataset; they differ from `labels` only if label noise was injected."""
+    """[S], the dataset's own labels; they differ from `labels` only if label noise was added."""
     votes: NDArray[np.float32] | None
     """[S, C], number of annotator votes for each class; None if the dataset has no votes."""
 
@@ -52,7 +52,7 @@ class SavedPredictions(NamedTuple):
 
 
 def save_samples(folder: Path, split: Split, noise: LabelNoise | None) -> None:
-    """Write `samples.npz` for a training split. Raises `UserError` if this fails."""
+    """Write `samples.npz` for a training split. Raises `UserError` if the file cannot be written."""
     true = split.labels if noise is None else noise.true
     write_arrays(
         folder / SAMPLES_FILE,

@@ -16,9 +16,9 @@ from adadf_dist.errors import UserError, single_line
 logger = get_logger(__name__)
 
 MODULES = {"wandb": "adadf_dist.tracking.wandb_tracker", "mlflow": "adadf_dist.tracking.mlflow_tracker"}
-"""Module that defines the `Tracker` for each name in `runtime.trackers`; no other module imports its package."""
+"""Maps each name in `runtime.trackers` to the module that defines its `Tracker` and alone imports its package."""
 MAX_QUEUE = 10_000
-"""Maximum number of queued records; if a tracker's queue is full, the tracker is disabled."""
+"""Maximum number of queued records. A tracker whose queue is full is disabled."""
 FLUSH_TIMEOUT_S = 60.0
 """Seconds to wait for pending records at the end of a run."""
 
@@ -26,7 +26,7 @@ Call = Callable[["Tracker"], None]
 
 
 class Tracker(Protocol):
-    """A run on a tracking server. The run folder stores the server's run ID, so that resuming continues that run."""
+    """A run on a tracking server. Its ID is kept in the run folder, so that a resumed run continues it."""
 
     def __init__(self, config: Config) -> None: ...
 
@@ -37,7 +37,7 @@ class Tracker(Protocol):
         ...
 
     def close(self, state: str) -> None:
-        """Close the run; `state` is `finished`, `stopped` or `failed`."""
+        """Close the run on the server; `state` is `finished`, `stopped` or `failed`."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Training progress on rank 0's console: a bar or lines during an epoch, and a table with one row per epoch."""
+"""Show training progress on rank 0's console: a progress bar or lines within an epoch, and a table of epochs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from adadf_dist.console.formats import format_duration
 from adadf_dist.console.progress import Pace
 
 HEADER_EVERY = 20
-"""Number of epochs after which the table header is printed again."""
+"""Number of table rows (epochs) after which the header is repeated."""
 HEADER = "epoch    loss      kl      ce     val acc  mean class  classes>=t      lr  images/s        ETA"
 LEGEND = (
     "* best validation accuracy so far; mean class: validation accuracy averaged over classes; classes>=t: number of "
@@ -74,7 +74,7 @@ class EpochDisplay:
         self._images += images
 
     def show(self, progress: TrainingProgress) -> None:
-        """Show the most recently logged losses and the image rate, if a bar is open or it is time for a line."""
+        """Show the latest logged losses and the image rate, if a bar is shown or the next line is due."""
         if not self._visible or (self._bar is None and not self._pace.due()):
             return
         rate = f"{self.losses}{self.images_per_s:.0f} images/s"
@@ -98,7 +98,7 @@ class EpochDisplay:
 
 
 def format_heading(progress: TrainingProgress, first: bool, classes: int) -> list[str]:
-    """Return the header lines to print above an epoch's row. `first`: whether it is the first row of this process."""
+    """Return the header lines to print above an epoch's row. `first`: whether this is the first row of this process."""
     legend = [LEGEND.format(classes=classes)] if first else []
     return [*legend, HEADER] if first or len(progress.epochs) % HEADER_EVERY == 1 else []
 

@@ -1,4 +1,4 @@
-"""Log a run to the console, metrics.jsonl, TensorBoard and status.json. Only rank 0 writes, for all ranks."""
+"""Log a run to the console, metrics.jsonl, TensorBoard and status.json. Rank 0 writes for all ranks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ run_log = get_logger(RUN_LOG)
 
 LOSS_NAMES = ("total", "kl_divergence", "cross_entropy", "rank_regularization")
 MOST_NAMED = 20
-"""Maximum number of items of a list that are printed on the console."""
+"""Maximum number of list items that are printed on the console."""
 
 
 class RunLogger:
@@ -59,7 +59,7 @@ class RunLogger:
         self._classes: list[str] = []
 
     def start(self, progress: TrainingProgress, run_info: Mapping[str, object], resumed: Path | None) -> None:
-        """Write the configuration and run info, and drop metrics from after the point where the run resumes."""
+        """Write the configuration and run info, and delete metrics recorded after the point where the run resumes."""
         if not self._world.is_main:
             return
         self._classes = list(run_info["classes"])  # type: ignore[call-overload]
@@ -102,7 +102,7 @@ class RunLogger:
         self._display.show(progress)
 
     def flush(self, progress: TrainingProgress) -> None:
-        """Copy the pending losses to the host, averaged over ranks. Collective: every rank must call this.
+        """Average the pending losses over ranks and log them. Collective: every rank must call this.
 
         Raises `UserError` naming the first step with a non-finite loss, before its weights can reach a checkpoint.
         """

@@ -1,4 +1,4 @@
-"""Write `metrics.jsonl`: one record per line, without duplicates after a crash or gaps after a full disk."""
+"""Write `metrics.jsonl`, one record per line, without duplicates after a crash or missing records after a full disk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MetricsFile:
                 logger.warning(f"{error}; buffering metrics in memory")
 
     def truncate_to(self, progress: TrainingProgress) -> None:
-        """Drop records newer than the checkpoint, and restore epoch records of the checkpoint that the file lacks."""
+        """Delete records newer than the checkpoint, and add the checkpoint's epoch records that the file lacks."""
         steps = []
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
             try:
@@ -49,7 +49,7 @@ class MetricsFile:
         try:
             self._flush_pending()
         except DiskFullError as error:
-            logger.warning(f"{error}; {len(self._pending)} metric records lost")
+            logger.warning(f"{error}; {len(self._pending)} metric records could not be written")
 
     def _flush_pending(self) -> None:
         """Write all buffered lines, or none of them if the disk is full."""

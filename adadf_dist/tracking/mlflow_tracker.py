@@ -49,7 +49,7 @@ class Tracker:
         self._client.log_batch(self._id, metrics=metrics)
 
     def log_result(self, result: Mapping[str, Any]) -> None:
-        """Log the numeric values of the result as metrics; other values are only in the run folder."""
+        """Log the numeric values of the result as metrics; the other values are stored only in the run folder."""
         now = int(1000 * time.time())
         numbers = {key: v for key, v in flatten(result) if isinstance(v, (int, float)) and not isinstance(v, bool)}
         metrics = [Metric(f"result/{key.replace('.', '/')}", float(v), now, 0) for key, v in numbers.items()]

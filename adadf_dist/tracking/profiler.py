@@ -1,4 +1,4 @@
-"""Profiler trace of a few steps, for Perfetto (ui.perfetto.dev) and TensorBoard."""
+"""Write a profiler trace of a few steps, for Perfetto (ui.perfetto.dev) and TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adadf_dist.console.logs import get_logger
 logger = get_logger(__name__)
 
 SKIP_STEPS = 3
-"""Number of steps skipped at the start, which are slower (compilation, cold caches, memory allocation)."""
+"""Number of steps skipped at the start because they are slower (compilation, cold caches, memory allocation)."""
 WARMUP_STEPS = 1
 """Number of warm-up steps of the profiler, which are not part of the trace."""
 
@@ -21,7 +21,7 @@ class StepProfiler:
     """Skips the first few steps of this process and traces the next `count` to `steps-FIRST-LAST.pt.trace.json.gz`."""
 
     def __init__(self, folder: Path, count: int, step: int, device: torch.device) -> None:
-        """Start profiling. `count`: number of steps to trace. `step`: number of steps that the run has finished."""
+        """Start profiling. `count`: number of steps to trace. `step`: number of training steps finished so far."""
         self._folder = folder
         self._before = step
         self._end = SKIP_STEPS + WARMUP_STEPS + count

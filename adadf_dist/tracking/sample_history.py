@@ -25,7 +25,7 @@ from adadf_dist.method.model import Output
 ATTENTION, LOSS, CORRECT, SEEN = range(4)
 
 TRACKED_SAMPLES_STREAM = 0x66616365
-"""Number combined with the seed so that tracked samples are chosen with a separate random stream."""
+"""Number combined with the seed to give the selection of tracked samples its own random stream."""
 
 
 class SampleHistory(NamedTuple):
@@ -66,7 +66,7 @@ class SampleHistoryRecorder:
 
     @torch.no_grad()
     def update(self, batch: Batch, output: Output, losses: Losses, fraction: float = 1.0) -> None:
-        """Add a batch of this rank, counting each row as `fraction` of a sample. Does not wait for the device."""
+        """Add this rank's batch, counting each row as `fraction` of a sample. Does not wait for the device."""
         correct = output.target_logits.argmax(dim=1) == batch.labels
         rows = fraction * torch.stack(
             [
@@ -161,7 +161,7 @@ class SampleHistoryRecorder:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write an NPZ file atomically. Raises `UserError`, or `DiskFullError` if the disk is full."""
+    """Write an NPZ file atomically. Raises `DiskFullError` if the disk is full, and `UserError` for other errors."""
     with os_errors_as_user_errors(path):
         path.parent.mkdir(exist_ok=True)
     with atomic_write(path) as partial, partial.open("wb") as file:

@@ -25,7 +25,7 @@ class MetricSinks:
         self._trace: StepProfiler | None = None
 
     def start(self, step: int, device: torch.device) -> None:
-        """Open the configured outputs. `step`: number of steps that the run has finished."""
+        """Open the configured outputs. `step`: number of training steps finished so far."""
         runtime = self._config.runtime
         self._trackers = [AsyncTracker(name, self._config) for name in runtime.trackers]
         self._sinks = [*self._trackers]
@@ -48,7 +48,7 @@ class MetricSinks:
             self._trace.step()
 
     def set_status(self, state: str) -> None:
-        """Pass the run's state, as in `status.json`, to the trackers. If it is `finished`, also log the result."""
+        """Pass the run's state, as in `status.json`, to the trackers; if it is `finished`, also pass the result."""
         for tracker in self._trackers:
             tracker.state = state
             if state == "finished":

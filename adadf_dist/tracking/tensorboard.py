@@ -1,4 +1,4 @@
-"""Write TensorBoard event files. If this fails (full disk, broken installation), the run continues without them."""
+"""Write TensorBoard event files. If writing fails (full disk, broken installation), the run continues without them."""
 
 from __future__ import annotations
 

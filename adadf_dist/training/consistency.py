@@ -1,4 +1,4 @@
-"""Consistency checks before a multi-rank run: same code and settings on all nodes, and a shared run folder.
+"""Check before a multi-rank run that all nodes have the same code and settings, and share the run folder.
 
 Without these checks, differences between nodes would show up late or never: as wrong gradients, as a missing checkpoint
 when resuming, or as a rank that exits while the others wait. Each check is a collective with the same result on every
@@ -32,7 +32,7 @@ from adadf_dist.distributed.world import World
 from adadf_dist.errors import UserError
 
 SHARED_FS_TIMEOUT_S = 6.0
-"""Seconds to wait until other nodes see a new file on a shared file system; NFS caches attributes for 3 s or more."""
+"""Seconds to wait until other nodes see a new file on a shared file system; NFS caches attributes for at least 3 s."""
 
 CHECKED_PACKAGES = ("torchvision", "numpy", "nvidia-dali-cuda120", "deepspeed", "timm")
 """Packages besides torch whose versions can affect the result of a training step."""
@@ -50,7 +50,7 @@ def check_consistency(config: Config, world: World) -> None:
 
 
 def find_version_mismatch(world: World) -> UserError | None:
-    """Return an error if package versions differ between nodes. Collective."""
+    """Return a `UserError` if package versions differ between nodes, otherwise None. Collective."""
     return describe_mismatch(
         gather_per_node(world, installed_versions),
         "{name} is {values}",
@@ -59,7 +59,7 @@ def find_version_mismatch(world: World) -> UserError | None:
 
 
 def find_config_mismatch(config: Config, world: World) -> UserError | None:
-    """Return an error if a configuration key differs between nodes. Collective."""
+    """Return a `UserError` if a configuration key differs between nodes, otherwise None. Collective."""
     settings = {key: value for key, value in flatten(to_dict(config)) if key not in keys_with(Role.PER_NODE)}
     shards = config.data.shards  # the following collectives depend on where they are, not on the path
     settings["data.shards"] = shards if is_remote(shards) else "a local folder" if shards else "empty"
@@ -71,7 +71,7 @@ def find_config_mismatch(config: Config, world: World) -> UserError | None:
 
 
 def hash_config_files(settings: Mapping[str, object]) -> dict[str, str]:
-    """Return the digests of the input files; skips unreadable files, which are reported later when they are used."""
+    """Return the digests of the input files. Unreadable files are skipped; they are reported when they are used."""
     return {f"the digest of {key}": digest[:12] for key, digest in digest_files(settings).items()}
 
 
@@ -95,7 +95,7 @@ def package_version(package: str) -> str:
 
 @cache
 def source_hash(folder: Path = Path(adadf_dist.__file__).parent) -> str:
-    """Return a digest of the package's source files (12 hex digits of their SHA-256), to compare installations."""
+    """Return a digest of the package's source files (12 hex digits of SHA-256), for comparing installations."""
     digest = hashlib.sha256()
     for path in sorted(path.relative_to(folder) for path in folder.rglob("*.py")):
         content = (folder / path).read_bytes()
@@ -104,7 +104,7 @@ def source_hash(folder: Path = Path(adadf_dist.__file__).parent) -> str:
 
 
 def find_unshared_run_dir(folder: Path, world: World) -> UserError | None:
-    """Return an error if a file that rank 0 writes to the run folder is not visible on every node.
+    """Return a `UserError` if a file that rank 0 writes to the run folder is not visible on every node, otherwise None.
 
     Collective: every rank must call this. Creates the folder if it is missing, and removes the test file at the end.
     """
@@ -132,7 +132,10 @@ def find_unshared_run_dir(folder: Path, world: World) -> UserError | None:
 
 @contextmanager
 def marker_file(folder: Path) -> Iterator[Path]:
-    """Create a small file in `folder` (created if missing); remove it when the block ends. Raises `OSError`."""
+    """Create a small file in `folder` (created if missing), and remove it when the block ends.
+
+    Raises `OSError` if the file cannot be created.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".seen-by-all-{secrets.token_hex(8)}"
     try:
@@ -143,7 +146,7 @@ def marker_file(folder: Path) -> Iterator[Path]:
 
 
 def wait_until_visible(path: Path) -> bool:
-    """Return whether a file becomes visible within `SHARED_FS_TIMEOUT_S`."""
+    """Wait up to `SHARED_FS_TIMEOUT_S` for a file to become visible, and return whether it did."""
     until = time.monotonic() + SHARED_FS_TIMEOUT_S
     while not path_exists(path):
         if time.monotonic() > until:

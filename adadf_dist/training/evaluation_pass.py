@@ -31,7 +31,7 @@ class Network(Protocol):
 
 
 class SplitPass(NamedTuple):
-    """This rank's results from a pass over a split. The methods are collectives that merge the results of all ranks."""
+    """This rank's results from an evaluation pass. Its methods are collectives that merge the results of all ranks."""
 
     split: Split
     totals: MetricAccumulator
@@ -46,7 +46,7 @@ class SplitPass(NamedTuple):
         return gather_answers(self.predictions, len(self.split), self.totals.world)
 
     def featured(self) -> FloatArray:
-        """Return the features [M, F] float32 that the target branch's classifier receives, for `feature_subset`."""
+        """Return the features [M, F] float32 that the target branch's classifier receives, for the `feature_subset`."""
         samples = len(self.split)
         return gather_outputs(self.features, samples, self.totals.world, feature_subset(samples))
 

@@ -32,7 +32,7 @@ class Result(NamedTuple):
     test: dict[str, Any]
     """Test metrics of the selected epoch's model; empty if the model was not tested."""
     final_epoch_test: dict[str, Any]
-    """Test metrics of the last epoch's model."""
+    """Test metrics of the last epoch's model; empty if the model was not tested."""
     best_on_test: dict[str, Any]
     """Epoch with the best test accuracy, and that accuracy; empty unless `evaluation.protocol = paper`."""
 
@@ -40,7 +40,7 @@ class Result(NamedTuple):
 def finalize_run(
     context: RunContext, engine: Engine, checkpoints: CheckpointManager, last: Mapping[str, SplitPass]
 ) -> Result:
-    """Test the models of the selected and the last epoch once; write predictions and `result.json`. Collective.
+    """Test the models of the selected and the last epoch once, and write predictions and `result.json`. Collective.
 
     If the run already has a result, only prints it. `last`: existing evaluation passes of the last epoch's model, by
     split name; they are reused.
@@ -110,7 +110,7 @@ def describe_earlier_data(checkpoints: CheckpointManager) -> list[str]:
 
 
 def write_report(log: RunLogger) -> None:
-    """Write the HTML report. Errors are only logged, since the run itself is complete."""
+    """Write the HTML report. An error is only logged, because the run itself is complete."""
     page = log.folder / PAGE
     log.info("writing the report ...")
     try:
@@ -123,11 +123,14 @@ def write_report(log: RunLogger) -> None:
 
 
 def load_selected_weights(engine: Engine, checkpoints: CheckpointManager) -> None:
-    """Load the weights of the selected epoch. Collective. Raises `UserError` if `selected.pt` is from another epoch."""
+    """Load the weights of the selected epoch. Collective.
+
+    Raises `UserError` if `selected.pt` is from another epoch.
+    """
     content = read_checkpoint(checkpoints.selected_path)
     if content["progress"]["epoch"] != checkpoints.progress.best_epoch:
         raise UserError(
-            f"{checkpoints.selected_path}: not a checkpoint of the selected epoch ({checkpoints.progress.best_epoch})"
+            f"{checkpoints.selected_path}: not the checkpoint of the selected epoch ({checkpoints.progress.best_epoch})"
         )
     engine.load_state_dict(content["engine"])
 

@@ -36,7 +36,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe_oom(config: Config, world: World, error: BaseException) -> str:
-    """Return a message with the error and suggested fixes: first one for resuming, then some for a new run."""
+    """Return a message with the error and suggested fixes: first for resuming the run, then for starting a new one."""
     rows = -(-config.batch_size // world.size)
     crops = " with 10 crops" if config.data.ten_crop_resize else ""
     lower = ["lower batch_size", "lower data.image_size"]

@@ -50,7 +50,7 @@ class RunContext:
 
 @contextmanager
 def prepare_run(config: Config, world: World) -> Iterator[RunContext]:
-    """Prepare everything except the model; release the run folder and the data when the block ends. Collective.
+    """Prepare everything except the model, and release the run folder and the data when the block ends. Collective.
 
     Raises `UserError` if ranks or nodes differ, or if the configuration, the run folder or the data is invalid.
     """
@@ -98,7 +98,7 @@ def resolve_auto(config: Config, world: World) -> Config:
 
 
 def resolve_loader(config: Config, world: World) -> str:
-    """Return the loader that `data.loader` selects; if it is `auto` and DALI is unavailable, log a hint."""
+    """Return the loader selected by `data.loader`. If it is `auto` and DALI is unavailable, log a hint."""
     if config.data.loader != "auto":
         return config.data.loader
     if config.data.access == "stream":
@@ -110,7 +110,7 @@ def resolve_loader(config: Config, world: World) -> str:
 
 
 def run_info(data: DataModule, engine: Engine, world: World) -> dict[str, object]:
-    """Return the run info, which is logged at the start of the run and stored in the run folder."""
+    """Return the run info, which is logged when the run starts and stored in the run folder."""
     splits = {
         "train": len(data.train_split),
         "validation": len(data.validation_split),

@@ -14,7 +14,7 @@ from adadf_dist.method.losses import BatchSlice, TargetInputs, adadf_loss, ramp_
 
 
 class SyntheticTrainer:
-    """Repeats training steps on the same random global batch. Each rank has its slice; `config` must be resolved."""
+    """Repeats a training step on one random global batch; each rank has a slice of it. `config` must be resolved."""
 
     def __init__(self, config: Config, num_classes: int, world: World) -> None:
         crops = 10 if config.data.ten_crop_resize else 1

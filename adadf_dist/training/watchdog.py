@@ -20,11 +20,11 @@ from adadf_dist.distributed.heartbeat import Activity
 from adadf_dist.distributed.world import World
 
 DUMP_AFTER = 0.9
-"""Print thread stacks after this fraction of `runtime.timeout_s` without a heartbeat, before other ranks time out."""
+"""Fraction of `runtime.timeout_s` without a heartbeat after which thread stacks are printed, before ranks time out."""
 KILL_AFTER = 1.5
-"""Exit after this multiple of `runtime.timeout_s` without a heartbeat, so heartbeats must be more frequent."""
+"""Multiple of `runtime.timeout_s` without a heartbeat after which the process exits."""
 FIRST_STEP_FACTOR = 3.0
-"""Factor by which `KILL_AFTER` is larger before the first step, to allow for compilation and a cold file system."""
+"""Factor by which `KILL_AFTER` is multiplied before the first step, to allow for compilation and slow first reads."""
 EXIT_HUNG = 75
 """Exit status of a rank stopped by its watchdog (EX_TEMPFAIL in sysexits.h: retry)."""
 STDERR = 2
@@ -80,7 +80,7 @@ class Watchdog:
 
 
 def write_stderr(line: str, stacks: bool = False) -> None:
-    """Write a message directly to standard error: a hung thread may hold the locks of Python's buffers."""
+    """Write a message directly to standard error, because a hung thread may hold the locks of Python's buffers."""
     text = f"adadf_dist.train: {line}\n".encode()
     if stacks:
         try:
@@ -96,7 +96,7 @@ def write_stderr(line: str, stacks: bool = False) -> None:
 
 
 def write(text: bytes) -> None:
-    """Write to standard error, ignoring errors: a hung rank must exit even if its terminal is gone."""
+    """Write to standard error, ignoring errors, because a hung rank must exit even if its terminal is gone."""
     with suppress(OSError):
         while text:
             text = text[os.write(STDERR, text) :]

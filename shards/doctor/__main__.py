@@ -78,7 +78,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def open_path(args: argparse.Namespace) -> DatasetView:
-    """Open a folder, or a csv list in the format of `shards.build csv`. Raises `UserError`."""
+    """Open a folder, or a csv list as accepted by `shards.build csv`. Raises `UserError` if it cannot be opened."""
     if not args.folder.is_file():
         return open_dataset_view(args.folder)
     args.csv, args.keep_leaks = args.folder, True  # leaks are findings here

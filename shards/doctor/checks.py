@@ -1,4 +1,4 @@
-"""Checks of class counts, splits, image sizes, colors and files; `duplicate_checks` checks for copies."""
+"""Checks class counts, splits, image sizes, colors and files. `duplicate_checks` looks for copies."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from shards.doctor.image_stats import FileAnomaly, ImageStats
 MIN_SIDE = 32
 """Shorter side in pixels below which expressions are barely recognizable; FER2013's images have 48."""
 IMBALANCE_RATIO = 10.0
-"""Ratio of the most to the least frequent class from which another sampler is worth considering."""
+"""Ratio of the largest to the smallest class count from which a finding suggests another sampler."""
 MIN_CLASS_SAMPLES = 20
-"""Number of samples of a class in an evaluation split below which the class accuracy is unreliable."""
+"""Minimum number of samples per class in an evaluation split for a reliable class accuracy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +164,7 @@ def check_color(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_files(context: CheckContext) -> Iterator[Finding]:
-    """Report unreadable images and files with an unexpected size, or content that does not match their name."""
+    """Report unreadable images, and files whose size is unusual or whose content does not match their extension."""
     raw = context.view.kind == "original dataset"
     unreadable = [oddity for oddity in context.image_stats.anomalies if oddity.unreadable]
     suspicious = [oddity for oddity in context.image_stats.anomalies if not oddity.unreadable]

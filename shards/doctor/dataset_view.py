@@ -33,15 +33,15 @@ class StoredSample(NamedTuple):
     """An image and label, as stored in a dataset folder or as the builder would store them."""
 
     data: bytes
-    """Content of the encoded image file."""
+    """Bytes of the encoded image file."""
     label: int
 
 
 class Faces(Protocol):
-    """Gives access to N samples by number, 0 to N - 1; pickled for every worker process."""
+    """Interface for reading N samples by number (0 to N - 1). Instances are pickled for worker processes."""
 
     def read(self, number: int) -> StoredSample:
-        """Return the encoded image and the label of a sample. Raises `InvalidImageError`."""
+        """Return a sample's encoded image and label. Raises `InvalidImageError` if the image is unreadable."""
 
     def name(self, number: int) -> str:
         """Return the name of a sample for messages: its key in a dataset folder, otherwise its path or csv row."""
@@ -56,7 +56,7 @@ class DatasetView:
 
     path: Path
     kind: Literal["dataset folder", "original dataset"]
-    """`original dataset` is an original dataset folder or a csv list."""
+    """`dataset folder` if written by `shards.build`, or `original dataset` for the original files or a csv list."""
     source: str
     """Name of the `shards.build` source that built or can read the data."""
     options: Mapping[str, object]
@@ -76,7 +76,7 @@ class DatasetView:
 
 @dataclass(frozen=True)
 class StoredFaces:
-    """Samples of a dataset folder, numbered through its splits in order."""
+    """Samples of a dataset folder, numbered consecutively across its splits."""
 
     splits: tuple[Split, ...]
 
@@ -202,7 +202,7 @@ TREES: dict[str, RawTreeFormat] = {
 
 
 def open_dataset_view(path: Path) -> DatasetView:
-    """Open a dataset folder or an original dataset folder. Raises `UserError`."""
+    """Open a dataset folder or an original dataset folder. Raises `UserError` if the path is neither."""
     if not path.exists():
         raise UserError(f"{path}: no such folder; pass a dataset folder or an original dataset folder")
     if not path.is_dir():

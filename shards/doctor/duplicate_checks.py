@@ -1,4 +1,4 @@
-"""Checks of duplicates: leaks between splits, duplicates within a split, and conflicting labels."""
+"""Checks for duplicates: leaks between splits, duplicates within a split, and conflicting labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS: dict[Kind, str] = {"exact": "exact copy", "near": "near copy", "mirrored"
 
 
 def check_leaks(context: CheckContext) -> Iterator[Finding]:
-    """Report samples with copies in another split; each leak is reported once, as the closest kind of copy."""
+    """Report samples with copies in another split, each under its closest kind of copy: exact, near or mirrored."""
     splits, split_of = context.view.splits, context.view.split_of
     text = np.zeros((len(split_of), len(splits)), np.bool_)
     absent = []

@@ -29,11 +29,11 @@ class DuplicateIndex:
     """
 
     picture: NDArray[np.int64]
-    """[N], index of each sample's picture; -1 if it has none."""
+    """[N], index of each sample's picture; -1 for samples without one."""
     faces: Sequence[Sequence[int]]
-    """[P], ascending numbers of the samples that share each picture."""
+    """[P], for each picture, the numbers of the samples that share it, in ascending order."""
     pairs: dict[Kind, NDArray[np.int64]]
-    """Maps `near` and `mirrored` to [K, 2], pairs of indices of pictures that are such copies."""
+    """Maps `near` and `mirrored` to index pairs [K, 2] of pictures that are copies of this kind."""
 
     def exact(self) -> Iterator[tuple[int, ...]]:
         """Yield each group of two or more samples with identical pixels."""
@@ -96,7 +96,7 @@ def find_pairs(prints: NDArray[np.float16], mirrored: bool) -> NDArray[np.int64]
 
 
 def connected_components(pairs: Iterable[Sequence[int]]) -> list[list[int]]:
-    """Return the connected components of a graph given by its edges, each sorted, ordered by their first members."""
+    """Return the sorted connected components of a graph given by its edges, ordered by smallest member."""
     leader: dict[int, int] = {}
 
     def lead(member: int) -> int:

@@ -9,7 +9,7 @@ from adadf_dist.findings import Finding
 
 
 class SampleGroup(NamedTuple):
-    """Samples to show together: copies of one image, or a single conspicuous image."""
+    """Samples to show together: copies of one image, or a single unusual image."""
 
     faces: tuple[int, ...]
     """Sample numbers."""

@@ -130,7 +130,7 @@ def near_pairs(codes: NDArray[np.uint64], flip: np.uint64 = NO_FLIP) -> Iterator
 def _expand(
     order: NDArray[np.int64], starts: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield pairs of each i and each item of `order[starts[i]:ends[i]]`, smaller first, in chunks of bounded size."""
+    """Yield pairs of each index i with each item of `order[starts[i]:ends[i]]`, smaller first, in bounded chunks."""
     counts = ends - starts
     reach = np.cumsum(counts)
     first = 0

@@ -25,7 +25,7 @@ from shards.progress import Progress
 HUGE_FILE = 20 * 2**20
 """File size in bytes above which a file is reported as unusually large for a face image."""
 COLOR_LEVELS = 8
-"""An image is in color if its channels differ by more than this; JPEG causes smaller differences in gray images."""
+"""Largest channel difference (of 255 levels) in an image that still counts as gray, to allow for JPEG artifacts."""
 
 EMPTY = "empty file"
 
@@ -33,7 +33,7 @@ _TASK = 512  # faces
 
 
 class FileAnomaly(NamedTuple):
-    """An image that is unreadable, or whose file has an unexpected size or name."""
+    """An image that is unreadable, or whose file has an unexpected size or extension."""
 
     face: int
     """Sample number."""
@@ -72,7 +72,7 @@ class ImageStats:
         )
 
     def fill(self, first: int, part: ImageStats) -> None:
-        """Copy the measurements in `part` into the rows from `first` on."""
+        """Copy the measurements in `part` into the rows starting at `first`."""
         for field in fields(self):
             if field.name == "anomalies":
                 self.anomalies += part.anomalies
@@ -81,7 +81,7 @@ class ImageStats:
 
 
 class Task(NamedTuple):
-    """A range of sample numbers, from `first` up to but excluding `last`, for a worker process to measure."""
+    """A range of sample numbers, `first` to `last` (exclusive), for a worker process to measure."""
 
     first: int
     last: int

@@ -16,7 +16,7 @@ from shards.doctor.releases import RELEASES, Release, align, expected_counts
 MAX_RELEASE_DIFF = 0.25
 """Maximum difference in class counts, as a fraction of a release's samples, for the data to match the release."""
 MINOR_RELEASE_DIFF = 0.02
-"""Maximum difference in class counts, as a fraction, that is common (corrupt files, withdrawn photos)."""
+"""Maximum difference in class counts, as a fraction of a split, that counts as minor (corrupt or withdrawn images)."""
 
 
 class ReleaseMatch(NamedTuple):
@@ -50,7 +50,7 @@ def match_release(context: CheckContext) -> ReleaseMatch | None:
 
 
 def actual_counts(context: CheckContext, release: Release) -> dict[str, NDArray[np.int64]]:
-    """Return the class counts per split of the data, with splits combined as in `expected_counts`."""
+    """Return the data's class counts per split, with splits combined as in `expected_counts`."""
     counts = dict(zip(context.view.splits, context.counts(), strict=True))
     if "validation" in counts and "validation" not in release.counts and "train" in counts:
         counts["train + validation"] = counts.pop("train") + counts.pop("validation")
@@ -106,7 +106,7 @@ def check_counts(context: CheckContext) -> Iterator[Finding]:
 
 
 def check_class_order(context: CheckContext) -> Iterator[Finding]:
-    """Check that classes are numbered as in the official release, as predictions of third-party models assume."""
+    """Check that classes are numbered as in the official release, which third-party models rely on."""
     swapped = find_swapped_classes(context)
     if swapped is not None:
         yield swapped
@@ -134,7 +134,7 @@ def check_class_order(context: CheckContext) -> Iterator[Finding]:
 
 
 def find_swapped_classes(context: CheckContext) -> Finding | None:
-    """Return an error if the counts equal a release's in another order, so that the class names must be mixed up."""
+    """Return an error finding if the counts match a release only in another order, so class names must be mixed up."""
     for release in RELEASES:
         order = align(context.view.classes, release)
         if order is None:

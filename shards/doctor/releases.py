@@ -15,12 +15,12 @@ class Release(NamedTuple):
     """One published release of a dataset."""
 
     dataset: str
-    """Name of the `shards.build` source that reads it."""
+    """Name of the `shards.build` source that reads this release."""
     title: str
     classes: tuple[str, ...]
     """Class names, in the order of the release's label numbers."""
     counts: Mapping[str, tuple[int, ...]]
-    """Maps each split, as named by the builder, to its number of samples per class, in the order of `classes`."""
+    """Maps each split, as named by the builder, to its class counts, in the order of `classes`."""
 
 
 _FER = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")

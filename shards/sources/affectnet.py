@@ -64,11 +64,14 @@ class Layout(NamedTuple):
     markers: Sequence[str]
     """Paths, relative to the root, that all exist in this layout."""
     read: Callable[[Path, Sequence[str]], SourceListing]
-    """Lists the images of the given classes in a root."""
+    """Function that lists the images of the given classes under a root folder."""
 
 
 def list_folders(root: Path, classes: Sequence[str]) -> SourceListing:
-    """List the images of the `classes` in the class folders of each split folder. Raises `UserError`."""
+    """List the images of `classes` in the class folders of every split folder.
+
+    Raises `UserError` if a class folder is not named after an AffectNet expression.
+    """
     skipped = Skipped()
     splits = split_names(subfolders(root, skipped))
     found = {split: root / name for name, split in splits.items() if split is not None}

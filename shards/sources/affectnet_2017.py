@@ -41,7 +41,7 @@ COLUMNS = (
 )
 EXPRESSIONS = 11
 NUM_PATHS_CHECKED = 100
-"""Number of rows whose images are looked for to find the image folder."""
+"""Number of csv rows whose images are searched for to find the image folder."""
 
 
 class Row(NamedTuple):
@@ -56,15 +56,15 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class CsvAnnotations:
-    """Reads the annotations of an image from the csv on demand, because all of them would take 300 MB of memory."""
+    """Reads an image's annotations from the csv on demand; keeping all of them would take 300 MB of memory."""
 
     files: Sequence[Path]
     columns: Sequence[Sequence[str]]
     separators: Sequence[str]
     file_of: array[int]
-    """Index into `files` of the csv that lists each image."""
+    """For each image, the index in `files` of the csv that lists it."""
     start_of: array[int]
-    """Byte offset of each image's line in that csv."""
+    """For each image, the byte offset of its line in the csv that lists it."""
 
     def __call__(self, number: int) -> Mapping[str, object]:
         file = self.file_of[number]
@@ -89,7 +89,10 @@ class CsvAnnotations:
 
 
 def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
-    """List every image whose expression is among `classes`. Raises `UserError`."""
+    """List every image whose expression is among `classes`.
+
+    Raises `UserError` if the release's csv files are missing or malformed, or if its images are not found.
+    """
     images: dict[str, ImageEntry] = {}
     left_out: Counter[str] = Counter()
     files: list[Path] = []
@@ -127,7 +130,7 @@ def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
 
 
 def read_rows(path: Path) -> tuple[list[str], str, list[Row]]:
-    """Return the column names, the separator and all rows of the csv. Raises `UserError`."""
+    """Return the column names, the separator and all rows of a csv. Raises `UserError` if it is malformed or empty."""
     with open_bytes(path) as stream:
         header, separator = read_header(path, stream)
         rows = list(track(parse_rows(path, stream, header, separator), f"reading {path.name}", unit="row"))
@@ -137,7 +140,7 @@ def read_rows(path: Path) -> tuple[list[str], str, list[Row]]:
 
 
 def read_header(path: Path, stream: io.BufferedReader) -> tuple[list[str], str]:
-    """Return the column names and their separator. Raises `UserError`.
+    """Return the column names and their separator. Raises `UserError` for a missing column or an unsupported encoding.
 
     Lines are located by byte offset, so the file must be UTF-8 with Unix or Windows line endings.
     """
@@ -156,12 +159,12 @@ def read_header(path: Path, stream: io.BufferedReader) -> tuple[list[str], str]:
 
 
 def split_cells(line: str, separator: str) -> list[str]:
-    """Return the cells of one line, without surrounding spaces. Raises `csv.Error`."""
+    """Return the cells of one line, without surrounding spaces. Raises `csv.Error` if the line is malformed."""
     return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
 
 
 def parse_rows(path: Path, lines: io.BufferedReader, header: Sequence[str], separator: str) -> Iterator[Row]:
-    """Yield the row of each line after the header. Raises `UserError`."""
+    """Yield the parsed row for each line after the header. Raises `UserError` if a line is invalid."""
     path_column, expression_column = header.index("subDirectory_filePath"), header.index("expression")
     end = lines.tell()
     for number, line in enumerate(iter(lines.readline, b""), start=2):
@@ -174,7 +177,7 @@ def parse_rows(path: Path, lines: io.BufferedReader, header: Sequence[str], sepa
         except (UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{where}: not a UTF-8 CSV file ({error}); re-download the file") from None
         if len(cells) != len(header):
-            raise UserError(f"{where}: {len(cells)} cells, expected {len(header)} columns")
+            raise UserError(f"{where}: {len(cells)} cells, but the header has {len(header)} columns")
         expression = parse_whole(cells[expression_column])
         if expression is None or not 0 <= expression < EXPRESSIONS:
             raise UserError(
@@ -184,7 +187,10 @@ def parse_rows(path: Path, lines: io.BufferedReader, header: Sequence[str], sepa
 
 
 def find_images(root: Path, file: Path, rows: Sequence[Row]) -> str:
-    """Return the folder, relative to the root, that contains the csv's image paths. Raises `UserError`."""
+    """Return the folder, relative to the root, that the csv's image paths refer to.
+
+    Raises `UserError` if no image is found.
+    """
     for base in IMAGES:
         if any((root / base / row.path).is_file() for row in rows[:NUM_PATHS_CHECKED]):
             return base

@@ -19,7 +19,7 @@ FOLDERS = {"train": "train_set", "test": "val_set"}
 
 @dataclass(frozen=True)
 class NpyAnnotations:
-    """Reads the annotation files of an image; missing files are skipped, since only `--align landmarks` needs any."""
+    """Reads an image's annotation files. Missing files are skipped because only `--align landmarks` needs any."""
 
     root: Path
     entries: Sequence[ImageEntry]
@@ -40,14 +40,17 @@ class NpyAnnotations:
 
 
 def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
-    """List every image whose expression is among `classes`. Raises `UserError`."""
+    """List every image whose expression is among `classes`.
+
+    Raises `UserError` if a folder of the release is missing or a label is invalid.
+    """
     entries, contempt, without_label, without_image, without_landmarks = [], 0, 0, 0, 0
     skipped = Skipped()
     for split, folder in FOLDERS.items():
         images, annotations = root / folder / "images", root / folder / "annotations"
         for required in (images, annotations):
             if not required.is_dir():
-                raise UserError(f"{required}: no such folder, but AffectNet's 2021 release contains it")
+                raise UserError(f"{required}: no such folder; unpack AffectNet's 2021 release completely")
         files = file_names(images, skipped)
         annotated = {entry.name for entry in list_entries(annotations)}
         for name in track(files, f"reading the labels of {folder}", len(files)):
@@ -87,7 +90,10 @@ def read_expression(path: Path) -> int:
 
 
 def read_numbers(path: Path) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return all numbers in a file as a flat array, converting numbers stored as text. Raises `InvalidImageError`."""
+    """Return all numbers in a file as a flat array, converting numbers stored as text.
+
+    Raises `InvalidImageError` if the file is unreadable or empty, or contains anything but finite numbers.
+    """
     try:
         values = np.atleast_1d(np.load(path, allow_pickle=False)).astype(np.float64).ravel()
     except (OSError, ValueError, EOFError) as error:

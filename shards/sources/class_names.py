@@ -35,6 +35,6 @@ def class_name_warnings(classes: Sequence[str]) -> Iterator[str]:
 
 
 def plain_name(name: str) -> str:
-    """Return a name in lower case without separators and invisible characters; synonyms of an emotion get one name."""
+    """Return a name in lowercase without separators and invisible characters; emotion synonyms become the same name."""
     plain = re.sub(r"[\s_\u200b-\u200f\ufeff-]+", "", unicodedata.normalize("NFKC", name).casefold())
     return next((main for main, others in SYNONYMS.items() if plain in (main, *others)), plain)

@@ -63,7 +63,9 @@ class Line(NamedTuple):
 def list_csv(
     path: Path, classes: Sequence[str] | None, root: Path | None = None, first_label: int = 0
 ) -> SourceListing:
-    """List every image in the csv. Raises `UserError`.
+    """List every image in the csv.
+
+    Raises `UserError` if the csv is malformed or contains an invalid label, path or split.
 
     Image paths are relative to `root` (default: the csv's folder), and `first_label` is the number of the first class.
     """
@@ -72,7 +74,10 @@ def list_csv(
         check_first_label(path, [line.label for line in lines], (*(classes or ()), *voted))
     names = tuple(classes or voted or derive_classes(lines, first_label))
     if voted and sorted(voted) != sorted(names):
-        raise UserError(f"{path}: the vote columns are for {', '.join(voted)}, but the classes are {', '.join(names)}")
+        raise UserError(
+            f"{path}: the vote columns are for {', '.join(voted)}, but the classes are {', '.join(names)}; "
+            "they must match"
+        )
     order = [voted.index(name) for name in names] if voted else []
     images: dict[str, ImageEntry] = {}
     for line in lines:
@@ -85,7 +90,10 @@ def list_csv(
 
 
 def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
-    """Return the rows, and the classes of the vote columns in order. Raises `UserError`."""
+    """Return the csv's rows, and the classes of its vote columns in column order.
+
+    Raises `UserError` if the csv is malformed or contains no rows.
+    """
     with open_text(path) as text:
         table = open_table(text, located(path), ("path", "label"), ("split",))
         if note := table.note():
@@ -101,7 +109,7 @@ def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
                 if len(values) <= len(SPLITS):
                     values.add(cells[name])
     if not found:
-        raise UserError(f"{path}: no lines after the header")
+        raise UserError(f"{path}: no lines after the header; list at least one image")
     check_ignored_columns(ignored, path, "split" in table.header)
     splits = split_names({split for _, split in found})
     for line, word in found:
@@ -111,7 +119,10 @@ def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
 
 
 def find_vote_columns(header: Sequence[str], where: str) -> dict[str, str]:
-    """Map vote columns to their classes, ignoring case. Raises `UserError`."""
+    """Map the name of each vote column to its class; the column prefix may be in any letter case.
+
+    Raises `UserError` if a column names no class, or if two columns name the same class.
+    """
     found = {name: name[len(VOTES) :].strip() for name in header if name.lower().startswith(VOTES)}
     for name, of_class in found.items():
         if not of_class:
@@ -149,7 +160,7 @@ def check_class_name(name: str, where: str) -> None:
 def read_line(row: Row, cells: Mapping[str, str], vote_columns: Sequence[str], root: Path) -> tuple[Line, str]:
     """Return the parsed row and the text of its split cell, which can only be interpreted after reading all rows.
 
-    Raises `UserError`.
+    Raises `UserError` if the label is empty, or if a vote or the path is invalid.
     """
     if not cells["label"]:
         raise UserError(f"{row.where}: empty label; fill it in or remove the line")
@@ -160,7 +171,7 @@ def read_line(row: Row, cells: Mapping[str, str], vote_columns: Sequence[str], r
 
 
 def find_label(line: Line, names: Sequence[str], first_label: int) -> int:
-    """Return the class index of a row whose label is a class name or number. Raises `UserError`."""
+    """Return the class index of a row whose label is a class name or number. Raises `UserError` if it is neither."""
     label = find_class(line.label, names)
     if label is not None:
         return label
@@ -181,7 +192,10 @@ def check_first_label(path: Path, labels: Sequence[str], names: Sequence[str]) -
 
 
 def derive_classes(lines: Sequence[Line], first_label: int) -> list[str]:
-    """Return the class names defined by the labels alone: sorted names or consecutive numbers. Raises `UserError`."""
+    """Return the class names that the labels define: sorted names, or consecutive numbers if all labels are numbers.
+
+    Raises `UserError` if a number is below `first_label`.
+    """
     numbers = [parse_whole(line.label) for line in lines]
     known = [number for number in numbers if number is not None]
     if len(known) < len(lines) or max(known) > 999:

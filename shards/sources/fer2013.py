@@ -124,7 +124,10 @@ class Fer2013:
 
 
 def read_fer2013(options: Fer2013Options) -> Fer2013:
-    """Read FER2013 and, if available, FER+, determine labels and splits, and drop leaks. Raises `UserError`."""
+    """Read FER2013 and, if available, FER+; determine labels and splits, and drop leaks.
+
+    Raises `UserError` if a csv is missing or malformed.
+    """
     faces = read_faces(options.csv)
     if not len(faces.emotions):
         raise UserError(f"{options.csv}: contains no faces; re-download the file")

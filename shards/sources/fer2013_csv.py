@@ -24,7 +24,7 @@ logger = get_logger(__name__)
 
 SIDE = 48
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
-"""Names of the emotions that FER2013 numbers 0 to 6."""
+"""Names of the emotions for FER2013 labels 0 to 6, in order."""
 USAGES = ("Training", "PublicTest", "PrivateTest")
 VOTE_COLUMNS = (
     *("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt"),
@@ -42,9 +42,9 @@ class Faces:
     pixels: NDArray[np.uint8]
     """[N, 48, 48], gray pixels."""
     emotions: NDArray[np.int64]
-    """[N], emotion of each face, as an index into `EMOTIONS`."""
+    """[N], label of each face, as an index into `EMOTIONS`."""
     usages: tuple[str, ...]
-    """[N], one of `USAGES` for each face."""
+    """[N], original split of each face, one of `USAGES`."""
 
     def describe_row(self, number: int) -> str:
         return f"{self.file} row {number}"
@@ -66,12 +66,16 @@ def find_csv(root: Path) -> Path:
     if archives:
         raise UserError(f"{root}: {archives[0]} is an archive; unpack it and pass fer2013.csv's folder as --root")
     raise UserError(
-        f"{root}: expected {', '.join(CSV_NAMES)}, found {', '.join(existing[:8]) or 'an empty folder'}; use --csv FILE"
+        f"{root}: expected one of {', '.join(CSV_NAMES)}, found "
+        f"{', '.join(existing[:8]) or 'an empty folder'}; use --csv FILE"
     )
 
 
 def read_faces(path: Path) -> Faces:
-    """Read a plain or gzip csv with columns emotion, pixels and Usage, in any order. Raises `UserError`."""
+    """Read a plain or gzip csv with the columns emotion, pixels and Usage, in any order.
+
+    Raises `UserError` if the csv is malformed or contains an unknown emotion or Usage.
+    """
     pixels, emotions, usages = bytearray(), [], []
     with open_rows(path, ("emotion", "pixels", "Usage")) as rows:
         for where, (emotion, text, usage) in track(rows, f"reading {path.name}"):
@@ -89,7 +93,7 @@ def read_faces(path: Path) -> Faces:
 
 
 def parse_pixels(text: str, where: str) -> bytes:
-    """Return the 48 x 48 gray values of one face from its csv cell. Raises `UserError`."""
+    """Return the 48 x 48 gray values of one face from its csv cell. Raises `UserError` if the cell is malformed."""
     try:
         pixels = bytes(map(int, text.split()))
     except ValueError as error:
@@ -100,7 +104,9 @@ def parse_pixels(text: str, where: str) -> bytes:
 
 
 def read_votes(path: Path, faces: Faces) -> NDArray[np.int64]:
-    """Return FER+'s votes [N, 10] for the same faces, with columns as in `VOTE_COLUMNS`. Raises `UserError`.
+    """Return FER+'s votes [N, 10] for the faces in `faces`, with columns as in `VOTE_COLUMNS`.
+
+    Raises `UserError` if the csv is malformed or does not list the same faces.
 
     Votes are matched to faces by row, because the image names in FER+'s csv are not row numbers.
     """

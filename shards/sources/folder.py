@@ -46,7 +46,7 @@ examples:
 
 
 def list_folder(root: Path) -> SourceListing:
-    """List every image in the tree. Raises `UserError`."""
+    """List every image in the class folders. Raises `UserError` if the folders do not have a supported layout."""
     skipped = Skipped()
     trees = find_splits(root, skipped)
     classes = find_classes(trees, skipped)
@@ -71,7 +71,7 @@ def list_folder(root: Path) -> SourceListing:
 
 
 def find_splits(root: Path, skipped: Skipped | None = None) -> dict[str, Path]:
-    """Map each split to the folder that contains its class folders. Raises `UserError`."""
+    """Map each split to the folder that contains its class folders. Raises `UserError` if the layout is unsupported."""
     check_root(root, "pass the folder that contains the class folders as --root")
     folders = subfolders(root, skipped)
     if not folders:
@@ -95,7 +95,10 @@ def find_splits(root: Path, skipped: Skipped | None = None) -> dict[str, Path]:
 
 
 def find_classes(trees: dict[str, Path], skipped: Skipped) -> tuple[str, ...]:
-    """Return the class names, which are the names of the folders in train. Raises `UserError`."""
+    """Return the class names, which are the names of the folders in train.
+
+    Raises `UserError` if there are none, or if another split has a class that train lacks.
+    """
     train = trees["train"]
     classes = tuple(readable_name(train, name) for name in subfolders(train, skipped))
     if not classes:

@@ -40,7 +40,7 @@ PEOPLE = {
     "race": ("Caucasian", "African-American", "Asian"),
     "age": ("0-3", "4-19", "20-39", "40-69", "70+"),
 }
-"""Meaning of the codes, starting at 0, of the three numbers after the points."""
+"""Names of the three fields that follow the points in each file, with the meanings of their codes, starting at 0."""
 BOXES = "Annotation/boundingbox"
 """Folder of NAME_boundingbox.txt files: left, top, right, bottom of the labeled face; RAF-DB 1.1 and later."""
 
@@ -66,11 +66,14 @@ examples:
 
 
 def list_rafdb(root: Path, images: str) -> SourceListing:
-    """List every labeled image. Raises `UserError`."""
+    """List every labeled image.
+
+    Raises `UserError` if the label list or image folder is missing, or a list is malformed.
+    """
     base = find_base(root)
     below = (base / IMAGES[images]).relative_to(root).as_posix()
     if not (root / below).is_dir():
-        raise UserError(f"{root / below}: no such folder, but --images {images} reads images from it")
+        raise UserError(f"{root / below}: no such folder; --images {images} needs it")
     skipped = Skipped()
     existing = {path.rpartition("/")[2] for path in list_files(root, below, skipped)}
     entries: dict[str, ImageEntry] = {}
@@ -95,7 +98,7 @@ def list_rafdb(root: Path, images: str) -> SourceListing:
 
 
 def find_stem(name: str) -> str:
-    """Return an image name without extension and `_aligned`, so that the names in both lists match."""
+    """Return an image name without its extension and `_aligned`, so that names in the label and vote lists match."""
     stem, dot, extension = name.rpartition(".")
     if not dot or not extension.isalpha():  # some vote lists have no extension
         stem = name
@@ -103,7 +106,7 @@ def find_stem(name: str) -> str:
 
 
 def find_file(name: str, images: str, existing: Collection[str]) -> str:
-    """Return the file name of a listed image: aligned images end in `_aligned` even if the list omits it."""
+    """Return the file name of a listed image. Aligned images end in `_aligned` even if the list omits this."""
     extension = name.rpartition(".")[2]
     plain, aligned = f"{find_stem(name)}.{extension}", f"{find_stem(name)}_aligned.{extension}"
     wanted, other = (aligned, plain) if images == "aligned" else (plain, aligned)
@@ -146,7 +149,10 @@ def read_person(path: Path) -> dict[str, object]:
 
 
 def read_annotation(path: Path, count: int) -> list[float] | None:
-    """Return the first `count` numbers of a file; None if it does not exist. Raises `InvalidImageError`."""
+    """Return the first `count` numbers of a file, or None if it does not exist.
+
+    Raises `InvalidImageError` if the file does not start with that many numbers.
+    """
     if not path.is_file():
         return None
     words = read_bytes(str(path))[0].decode(errors="replace").split()[:count]
@@ -160,19 +166,22 @@ def read_annotation(path: Path, count: int) -> list[float] | None:
 
 
 def find_base(root: Path) -> Path:
-    """Return the folder that contains EmoLabel: the root or its subfolder `basic`. Raises `UserError`."""
+    """Return the folder that contains EmoLabel: the root or its subfolder `basic`.
+
+    Raises `UserError` if neither contains it.
+    """
     check_root(root, "pass the folder that contains EmoLabel and Image as --root")
     for base in (root, root / "basic"):
         if (base / LABELS).is_file():
             return base
     found = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
-    raise UserError(f"{root}: expected {LABELS} in it or in basic/, found {found}; pass RAF-DB's folder as --root")
+    raise UserError(f"{root}: expected {LABELS} here or in basic/, found {found}; pass RAF-DB's folder as --root")
 
 
 def read_labels(path: Path) -> list[tuple[str, int, str]]:
-    """Return the image name, the label (starting at 0) and the location of each line in the list.
+    """Return the image name, the label (starting at 0) and the location of each line in the label list.
 
-    Raises `UserError`.
+    Raises `UserError` if the list is empty or a line is malformed.
     """
     rows = []
     for row in read_rows(path):
@@ -183,7 +192,7 @@ def read_labels(path: Path) -> list[tuple[str, int, str]]:
         name, label = row.cells[0], parse_whole(row.cells[1])
         if label is None or not 1 <= label <= len(CLASSES):
             hint = "; this list seems to start at 0, the published one at 1" if label == 0 else ""
-            raise UserError(f"{row.where}: label {row.cells[1]!r}; must be 1 to {len(CLASSES)}{hint}")
+            raise UserError(f"{row.where}: label {row.cells[1]!r} must be a number from 1 to {len(CLASSES)}{hint}")
         rows.append((check_relative_path(name, row.where), label - 1, row.where))
     if not rows:
         raise UserError(f"{path}: empty file; re-download it")
@@ -191,9 +200,9 @@ def read_labels(path: Path) -> list[tuple[str, int, str]]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a list, whose cells are separated by spaces or by the separator found in its first line.
+    """Return the rows of a list. Cells are separated by spaces, or by the separator found in the list's first line.
 
-    Raises `UserError`.
+    Raises `UserError` if the list cannot be read.
     """
     with open_text(path) as lines:
         return list(read_list(lines, str(path)))
@@ -207,9 +216,9 @@ def find_split(name: str, where: str) -> str:
 
 
 def read_votes(path: Path, known: Collection[str]) -> Mapping[str, tuple[float, ...]]:
-    """Map each image name, as returned by `find_stem`, to its vote fractions [C]. Raises `UserError`.
+    """Map each image name, as returned by `find_stem`, to its vote fractions [C].
 
-    Names that are not in `known`, the labeled images, are an error.
+    Raises `UserError` if the list is malformed, or if it contains a name that is not in `known`, the labeled images.
     """
     rows = read_rows(path)
     order: Sequence[int] = range(len(CLASSES))
@@ -222,7 +231,7 @@ def read_votes(path: Path, known: Collection[str]) -> Mapping[str, tuple[float, 
             raise UserError(f"{row.where}: expected a name and 6 or 7 fractions of at least 0, in label order")
         fractions = [0.0] * len(CLASSES)
         for label, cell in zip(order, cells, strict=False):
-            fractions[label] = read_number(cell, row.where, "shares")
+            fractions[label] = read_number(cell, row.where, "fractions")
         stem = find_stem(name.replace("\\", "/").rpartition("/")[2])
         if stem not in known:
             raise UserError(f"{row.where}: votes for {name}, which is not in {LABELS}; fix or remove the line")
@@ -233,7 +242,10 @@ def read_votes(path: Path, known: Collection[str]) -> Mapping[str, tuple[float, 
 
 
 def column_order(header: Row) -> list[int]:
-    """Return the class index of each vote column named in the header. Raises `UserError`."""
+    """Return the class index of each vote column named in the header.
+
+    Raises `UserError` if a column names no class, or if two name the same class.
+    """
     order = [find_label(cell, CLASSES) for cell in header.cells[1:]]
     found = [label for label in order if label is not None]
     if len(found) < len(order) or len(set(found)) < len(found):

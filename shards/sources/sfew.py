@@ -38,7 +38,7 @@ example:
 
 
 def list_sfew(root: Path) -> SourceListing:
-    """List every image. Raises `UserError`."""
+    """List every image. Raises `UserError` if Train or Val is missing or contains a folder that is not an emotion."""
     check_root(root, "pass the folder that contains Train and Val as --root")
     skipped = Skipped()
     trees = {name.lower(): find_emotions(root / name) for name in subfolders(root, skipped)}

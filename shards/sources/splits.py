@@ -22,7 +22,7 @@ _SPLITS = {"train": "train", "val": "validation", "test": "test", "private": "te
 
 
 def split_names(words: Iterable[str]) -> dict[str, str | None]:
-    """Map each name to the split that it stands for, or None if it is not the name of a split.
+    """Map each name to the split that it stands for, or to None if it does not name a split.
 
     FER2013's PublicTest stands for test, or for validation if there is also a PrivateTest.
     """
@@ -41,7 +41,10 @@ def split_names(words: Iterable[str]) -> dict[str, str | None]:
 
 
 def fractions_to_hold_out(args: argparse.Namespace, present: Collection[str]) -> dict[str, float]:
-    """Return the fraction of train to hold out for each split that is not already `present`. Raises `UserError`."""
+    """Return the fraction of train to hold out for each split that is not already `present`.
+
+    Raises `UserError` if an option is out of range or names an existing split, or if no training images would remain.
+    """
     requested = {"test": getattr(args, "test_fraction", None), "validation": args.validation_fraction}
     for split, fraction in requested.items():
         if fraction is not None and split in present:

@@ -342,5 +342,5 @@ def test_incomplete_checkpoint_is_rejected(lacking: str, tmp_path: Path) -> None
     content = dict(read_checkpoint(Run(tmp_path).save(1.0)))
     del content[lacking]
     save_checkpoint(content, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="not a checkpoint of adadf_dist"):
+    with pytest.raises(UserError, match="not an adadf_dist checkpoint"):
         read_checkpoint(tmp_path / "x.pt")

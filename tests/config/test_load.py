@@ -205,9 +205,10 @@ def test_keys_and_values_of_version_0_1_work_and_are_named_in_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
         f"warning: {file}: data.workers is now data.num_workers, augment.policy=standard is now torchvision; "
-        "rename before 0.3 (see CHANGELOG.md)",
+        "version 0.3 will reject the old names (see CHANGELOG.md)",
         "warning: command line: data.ten_crop is now data.ten_crop_resize, evaluation.report is now "
-        "evaluation.write_report, evaluation.test is now evaluation.run_test; rename before 0.3 (see CHANGELOG.md)",
+        "evaluation.write_report, evaluation.test is now evaluation.run_test; version 0.3 will reject the old names "
+        "(see CHANGELOG.md)",
     ]
     parse_cli(["--preset", "demo", "--data.num_workers", "1"])
     assert not capsys.readouterr().err

@@ -323,7 +323,7 @@ BAD_CSVS: dict[str, tuple[list[tuple[object, ...]], str]] = {
     "emotion unknown": (change_row(4, 7, face(1), "Training"), r"line 6: emotion '7' is unknown; known: 0 angry"),
     "emotion no number": (change_row(4, "joy", face(1), "Training"), r"line 6: emotion 'joy' is unknown"),
     "usage unknown": (change_row(5, 0, face(1), "Test"), r"line 7: Usage 'Test' is unknown; known: Training"),
-    "cell missing": (change_row(5, 0, face(1)), r"line 7: 2 cells where the header has 3"),
+    "cell missing": (change_row(5, 0, face(1)), r"line 7: 2 cells, but the header has 3"),
     "no rows": ([], r"contains no faces"),
     "no training face": ([row for row in GOOD if row[2] == "PublicTest"], r"no training samples"),
 }
@@ -347,7 +347,7 @@ def test_wrong_header_is_one_line(tmp_path: Path) -> None:
 def test_missing_csv_error_lists_expected_and_found_files(tmp_path: Path) -> None:
     (tmp_path / "fer").mkdir()
     (tmp_path / "fer" / "faces.txt").write_bytes(b"")
-    with pytest.raises(UserError, match=r"expected fer2013\.csv, .* found faces\.txt; use --csv"):
+    with pytest.raises(UserError, match=r"expected one of fer2013\.csv, .* found faces\.txt; use --csv"):
         build_fer(tmp_path / "fer")
 
 

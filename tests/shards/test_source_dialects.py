@@ -59,8 +59,8 @@ def test_rafdb_aligned_images_with_plain_names_are_read(tmp_path: Path) -> None:
     ("votes", "reason"),
     [
         ("train_00001.jpg 1 0 0 0 0 0 0\nstranger.jpg 1 0 0 0 0 0 0\n", "line 2: votes for stranger.jpg, which"),
-        ("train_00001.jpg 1 0 0 0 0 0 nan\n", "line 1: shares must be numbers of 0 or more, not 'nan'"),
-        ("train_00001.jpg 1 0 0 0 0 0 1e39\n", "line 1: shares must be at most 16,777,216, not '1e39'"),
+        ("train_00001.jpg 1 0 0 0 0 0 nan\n", "line 1: fractions must be nonnegative numbers, not 'nan'"),
+        ("train_00001.jpg 1 0 0 0 0 0 1e39\n", "line 1: fractions must be at most 16,777,216, not '1e39'"),
         (
             "train_00001.jpg 1 0 0 0 0 0 0\ntrain_00001_aligned.jpg 1 0 0 0 0 0 0\n",
             "line 2: train_00001_aligned.jpg is listed twice",

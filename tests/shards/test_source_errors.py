@@ -33,7 +33,7 @@ BAD_2017: list[tuple[str, str, str, str]] = [
     ("training.csv", ",0,-0.25,0.5", ",x,-0.25,0.5", "training.csv line 2: expression 'x'"),
     ("training.csv", "0/00.jpg", "../00.jpg", "training.csv line 2: path '../00.jpg' is outside the folder"),
     ("training.csv", "0/00.jpg", "/etc/passwd", "training.csv line 2: path '/etc/passwd' is outside the folder"),
-    ("training.csv", ",-0.25,0.5\n", ",-0.25\n", "training.csv line 2: 8 cells, expected 9 columns"),
+    ("training.csv", ",-0.25,0.5\n", ",-0.25\n", "training.csv line 2: 8 cells, but the header has 9 columns"),
 ]
 
 
@@ -70,7 +70,7 @@ def test_bad_roots_are_one_line(release_2017: Path, tmp_path: Path) -> None:
         (("affectnet", "--root", release_2017), "validation.csv: missing"),
         (
             ("rafdb", "--root", empty),
-            "expected EmoLabel/list_patition_label.txt in it or in basic/, found holiday.jpg",
+            "expected EmoLabel/list_patition_label.txt here or in basic/, found holiday.jpg",
         ),
         (("sfew", "--root", empty), "expected Train and Val"),
         (("csv", "--csv", empty / "list.csv"), "list.csv: no such file"),
@@ -84,7 +84,7 @@ def test_bad_roots_are_one_line(release_2017: Path, tmp_path: Path) -> None:
 
 
 BAD_RAF: list[tuple[str, str]] = [
-    ("train_1.jpg 8\n", "line 1: label '8'; must be 1 to 7"),
+    ("train_1.jpg 8\n", "line 1: label '8' must be a number from 1 to 7"),
     ("train_1.jpg 0\n", "line 1: label '0'"),
     ("train_1.jpg\n", "line 1: 'train_1.jpg' is not `name label`"),
     ("../train_1.jpg 3\n", "is outside the folder"),
@@ -113,8 +113,8 @@ BAD_CSV: list[tuple[str, str]] = [
     ("file,label\na.jpg,x\n", "line 1: no column path; the header has file, label"),
     ("path,label\n", "no lines after the header"),
     ("path,label\na.jpg,x\na.jpg,x\n", "line 3: a.jpg is listed twice"),
-    ("path,label\na.jpg,x,y\n", "line 2: 3 cells where the header has 2 columns"),
-    ("path,label\na.jpg\n", "line 2: 1 cells where the header has 2 columns"),
+    ("path,label\na.jpg,x,y\n", "line 2: 3 cells, but the header has 2 columns"),
+    ("path,label\na.jpg\n", "line 2: 1 cells, but the header has 2 columns"),
     ("path,label,split\na.jpg,x,dev\n", "line 2: split 'dev'"),
     ("path,label,votes_x,votes_y\na.jpg,x,3,many\n", "line 2: votes must be numbers"),
     ("path,label,votes_x,votes_y\na.jpg,z,3,1\n", "line 2: label 'z' is not one of x, y"),

@@ -161,7 +161,7 @@ def test_rafdb_is_built(tmp_path: Path) -> None:
 def test_rafdb_original_images_are_built(tmp_path: Path) -> None:
     given = {"train_00001.jpg": 4, "test_0001.jpg": 7}
     trees.rafdb(tmp_path / "raf", given | {f"train_{n}.jpg": n for n in range(1, 8)}, images="original")
-    with pytest.raises(UserError, match=r"Image/aligned: no such folder, but --images aligned"):
+    with pytest.raises(UserError, match=r"Image/aligned: no such folder; --images aligned needs it"):
         run_build("rafdb", tmp_path / "out", "--root", tmp_path / "raf")
     dataset = run_build("rafdb", tmp_path / "out", "--root", tmp_path / "raf", "--images", "original", *NO_CARVING)
     assert labels(dataset)["Image/original/train_00001.jpg"] == ("train", "happiness")

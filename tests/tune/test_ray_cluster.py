@@ -192,6 +192,6 @@ def test_missing_cluster_is_one_line(faces: Path, tmp_path: Path) -> None:
 def test_oversized_trial_is_rejected(nodes: Nodes, faces: Path, tmp_path: Path) -> None:
     values = {"data.shards": str(faces), "address": nodes.address, "space": "recipe"}
     output = refusal(tmp_path / "workers", {**values, "ranks-per-trial": "3"})
-    assert "--ranks-per-trial 3: a trial needs 3 CPUs, the cluster has 2" in output
+    assert "--ranks-per-trial 3: a trial needs 3 CPUs, but the cluster has only 2" in output
     output = refusal(tmp_path / "gpus", {**values, "gpus-per-rank": "1"})
-    assert "a trial needs 1 GPUs, the cluster has 0; lower it or --gpus-per-rank" in output
+    assert "a trial needs 1 GPUs, but the cluster has only 0; lower --ranks-per-trial or --gpus-per-rank" in output

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 4 as grids of configurations."""
+"""Tables 1 to 4 of the paper, represented by the configuration of each row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tune.study.trial import DEFAULT
 
 
 class Row(NamedTuple):
-    """One row of a table: a configuration."""
+    """One row of a table, represented by its configuration."""
 
     label: str
     values: Values
@@ -23,14 +23,14 @@ class Row(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """A table of the paper, as the configurations of its rows."""
+    """A table from the paper, represented by the configuration of each row."""
 
     title: str
     axis: str
     """Name of the quantity that varies between rows."""
     rows: tuple[Row, ...]
     numeric: bool = False
-    """Whether row labels are numbers in ascending order."""
+    """Whether row labels are numbers, sorted in ascending order."""
 
 
 def sweep(title: str, axis: str, key: str, *values: float) -> Grid:
@@ -82,7 +82,7 @@ GRIDS: Mapping[str, Grid] = {
 
 
 def configurations(base: Config) -> list[Values]:
-    """Return the distinct configurations of all tables as changes to `base`. The first one is empty: the default.
+    """Return the distinct configurations of all tables as changes to `base`; the first one, the default, is empty.
 
     Their order does not depend on the requested tables, so tables can share runs.
     """
@@ -101,14 +101,14 @@ def changed_keys(base: Config, values: Values) -> Values:
 
 
 def config_id(base: Config, row: Row) -> int:
-    """Return the number of a row's configuration, its index in `configurations`; `DEFAULT` for the default."""
+    """Return the index of a row's configuration in `configurations`, which is `DEFAULT` for the default."""
     number = configurations(base).index(changed_keys(base, row.values))
     assert (number == DEFAULT) == (not changed_keys(base, row.values))
     return number
 
 
 def rows_of(base: Config, name: str) -> list[Row]:
-    """Return the table's rows. If the rows vary a number, a row for the default value is added where it is missing."""
+    """Return the table's rows. A table that varies a number also gets a row for the default value if it lacks one."""
     grid = GRIDS[name]
     rows = list(grid.rows)
     if grid.numeric and all(changed_keys(base, row.values) for row in rows):
@@ -120,7 +120,7 @@ def rows_of(base: Config, name: str) -> list[Row]:
 
 
 def baseline_of(base: Config, name: str, row: Row) -> int | None:
-    """Return the number of the row's baseline configuration; None if the row is itself the baseline."""
+    """Return the index of the row's baseline configuration, or None if the row is itself the baseline."""
     against = next((other for other in GRIDS[name].rows if other.label == row.against), None)
     reference = DEFAULT if against is None else config_id(base, against)
     return None if reference == config_id(base, row) else reference

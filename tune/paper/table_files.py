@@ -1,4 +1,4 @@
-"""Write a table of the paper as Markdown, CSV and a plot."""
+"""Write a reproduced table as Markdown, CSV and a plot."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ POINTS = 100
 
 
 class TableRow(NamedTuple):
-    """Results of a table row over all its seeds, with accuracies in percent."""
+    """Results of one table row over all seeds, with accuracies in percent."""
 
     label: str
     test: dict[int, float]
-    """Seed -> test accuracy of the selected epoch; empty without a test split. Failed runs are excluded."""
+    """Maps each seed to the selected epoch's test accuracy; empty without a test split. Failed runs are excluded."""
     validation: dict[int, float]
-    """Seed -> validation accuracy of the selected epoch."""
+    """Maps each seed to the selected epoch's validation accuracy."""
     mean_class: dict[int, float]
-    """Seed -> mean class accuracy on the same split as `measured`."""
+    """Maps each seed to the mean class accuracy on the split that `measured` uses."""
     interval: Interval | None
-    """95% CI of the mean of `measured`, accounting for seeds and samples; None with fewer than two seeds."""
+    """95% confidence interval of the mean of `measured`, over seeds and samples; None for fewer than two seeds."""
     difference: PairedDifference | None
-    """Difference from the baseline row, as a fraction; None for the baseline itself or with fewer than two pairs."""
+    """Accuracy difference from the baseline row, in [-1, 1]; None for the baseline or fewer than two shared seeds."""
     published: float | None
     failed: tuple[str, ...]
     """Error messages of the seeds that failed."""
@@ -55,11 +55,11 @@ class Table(NamedTuple):
     lines: tuple[TableRow, ...]
     seeds: int
     comparisons: int
-    """Number of rows compared with a baseline; the intervals of the differences are widened accordingly."""
+    """Number of rows compared with a baseline. With more comparisons, the intervals of the differences are wider."""
     dataset: str
     """The paper's name of the dataset; empty if the paper has no results for it."""
     reference: str
-    """Description of the baseline."""
+    """Description of the baseline, for the table's notes."""
 
     @property
     def split(self) -> str:
@@ -67,7 +67,7 @@ class Table(NamedTuple):
 
 
 def table_of(study: Study, name: str, preset: str, outcomes: Sequence[TrialResult]) -> Table:
-    """Build the table from the runs of a study that have ended."""
+    """Build the table from a study's ended runs."""
     base, grid = study.base, GRIDS[name]
     seeds = range(base.seed, base.seed + study.options.seeds)
     rows = rows_of(base, name)
@@ -116,7 +116,7 @@ def class_accuracies(runs: Sequence[TrialResult]) -> dict[int, float]:
 def difference_of(
     study: Study, first: Sequence[TrialResult], second: Sequence[TrialResult], comparisons: int
 ) -> PairedDifference | None:
-    """Return the accuracy difference `second` minus `first` on common seeds; None with fewer than two.
+    """Return the accuracy difference `second` minus `first` on the seeds that both have; None for fewer than two.
 
     It is measured on the test split if both were tested, else on validation.
     """
@@ -171,7 +171,7 @@ def format_cells(line: TableRow, with_published: bool) -> list[str]:
 
 
 def conclusion(table: Table) -> list[str]:
-    """Return the table's conclusion and a description of the method."""
+    """Return the table's conclusion and a description of the method, as lines."""
     verdicts = {line.label: line.difference.verdict for line in table.lines if line.difference is not None}
     significant = [label for label, found in verdicts.items() if found in ("better", "worse")]
     unclear = [label for label, found in verdicts.items() if found == "too few to tell"]

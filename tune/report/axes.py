@@ -1,4 +1,4 @@
-"""Hyperparameters as axes, for plots and importance."""
+"""Axes for hyperparameters, used for plots and to compute importance."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tune.study.study import Study
 
 @dataclass(frozen=True)
 class Axis:
-    """Axis for one key of the search space, extended to include the default value if necessary."""
+    """Axis for one key of the search space. Its range is extended to include the default if necessary."""
 
     key: str
     scale: Literal["linear", "log", "steps"]
     values: tuple[Any, ...]
-    """Lower and upper limit; for `steps`, all values, sorted if they are numbers."""
+    """For `linear` and `log`, the lower and upper limit; for `steps`, all values, sorted if they are numbers."""
     default: Any
 
     def coordinate(self, value: Any) -> float:

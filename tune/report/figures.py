@@ -1,4 +1,4 @@
-"""Plot the results of a search. Requires plotly."""
+"""Plot the results of a search using plotly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tune.study.trial import DEFAULT, Trial, TrialResult
 COLUMNS = 3
 INK, GREY, RULE = "#1d2530", "#6b7280", "#e3e6ea"
 BLUE, ORANGE = "#0072b2", "#d55e00"
-"""Colors that color-blind readers can distinguish; markers also differ in shape, for printing without color."""
+"""Colors that color-blind readers can distinguish. Markers also differ in shape, for black-and-white printing."""
 FONT = {"family": "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif", "size": 12, "color": INK}
 
 
@@ -129,7 +129,7 @@ def scatter(study: Study, outcomes: Sequence[TrialResult], choice: Selection | N
 
 
 def marks_of(outcomes: Sequence[TrialResult]) -> list[MarkerGroup]:
-    """Group the search trials that completed an epoch by the marker that shows their status."""
+    """Group the search trials that completed at least one epoch by the marker for their status."""
     ring = {"symbol": "circle-open", "size": 7, "color": BLUE, "opacity": 0.55, "line": {"width": 1.3}}
     looks: dict[str, dict[str, Any]] = {
         "finished": {"symbol": "circle", "size": 7, "color": BLUE, "opacity": 0.85},
@@ -166,7 +166,7 @@ def trial_markers(
 def mean_markers(
     study: Study, axis: Axis, choice: Selection, trials: Mapping[int, Trial], finalists: bool, legend: bool
 ) -> go.Scatter:
-    """Plot the mean accuracies of the finalists or the default on held-out seeds, with confidence intervals."""
+    """Plot the mean accuracies on held-out seeds, with confidence intervals, of either the finalists or the default."""
     shown = [c for c in choice.candidates if (c.number != DEFAULT) == finalists]
     shown = [c for c in shown if not finalists or axis.key in trials[c.number].values]
     order = [c.number for c in choice.candidates]
@@ -197,7 +197,7 @@ def mean_markers(
 
 
 def x_coordinate(study: Study, axis: Axis, trial: Trial, aside: float) -> float:
-    """Return a trial's x value for plotly, which computes logarithms itself. `aside` offsets markers on a step axis."""
+    """Return a trial's x value. Plotly computes logarithms itself, and `aside` shifts markers on a step axis."""
     value = study.full_values(trial)[axis.key]
     return axis.coordinate(value) + aside if axis.scale == "steps" else float(value)
 

@@ -1,4 +1,4 @@
-"""Write the report of a search, search.html, with results, figures and tables. The page works offline."""
+"""Write a search's report (search.html) with results, figures and tables. The page works offline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE = "search.html"
 
 
 def write_page(study: Study, outcomes: Sequence[TrialResult], choice: Selection | None) -> Path:
-    """Write search.html to the study's folder atomically. `choice` is None while the search is running.
+    """Write search.html to the study's folder atomically. While the search is running, `choice` is None.
 
     Raises `UserError` if plotly or optuna is not installed.
     """

@@ -16,16 +16,16 @@ from tune.study.study import Study
 from tune.study.trial import DEFAULT
 
 MIN_TRIALS = 10
-"""Minimum number of trials; with fewer, the random forest would fit noise."""
+"""Minimum number of trials needed to compute importance. With fewer, the random forest would fit noise."""
 MIN_TRIALS_PER_KEY = 10
 """Number of trials per hyperparameter below which importances are only a rough indication."""
 
 
 class Importance(NamedTuple):
     trials: int
-    """Number of trials used: those with finite coordinates on every axis, except the default."""
+    """Number of trials used: all but the default and those with a value that an axis cannot show (0 if logarithmic)."""
     shares: dict[str, float]
-    """Each key's fraction of the variance explained by single keys, largest first; empty if not computed."""
+    """For each key, its fraction of the variance explained by single keys, largest first; empty if not computed."""
     refused: str = ""
     """Reason why importance was not computed; empty if it was."""
 
@@ -56,7 +56,7 @@ def importance(study: Study, compared: MatchedResults) -> Importance:
 
 
 def unavailable_reason(axes: Sequence[Axis], accuracies: Sequence[float]) -> str:
-    """Return why importance cannot be computed from these trials; empty if it can."""
+    """Return why importance cannot be computed from these trials, or an empty string if it can."""
     if len(axes) == 1:
         return f"the space has only one hyperparameter, {axes[0].key}"
     if len(accuracies) < MIN_TRIALS:

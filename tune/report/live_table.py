@@ -1,4 +1,4 @@
-"""Show the live progress of a search: a table redrawn on a terminal, or else one line per ended trial."""
+"""Show the progress of a search: on a terminal, a table that is redrawn; otherwise, one line per ended trial."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LiveTable:
         self.folder = folder
         """Study directory."""
         self.most = most
-        """Expected number of trials."""
+        """Planned number of trials, shown as the total."""
         self._stream = stream
         self._printed: set[str] = set()
         self._lines_shown = 0
@@ -43,7 +43,7 @@ class LiveTable:
                 print(f"{self.count(outcomes)}: {describe(outcome)}", file=self.stream, flush=True)
 
     def settle(self) -> None:
-        """Keep the current table on the screen and draw the next one below it. Call this after printing other text."""
+        """Keep the current table on the screen and draw the next one below it, so that other text can come between."""
         self._lines_shown = 0
 
     def count(self, outcomes: Sequence[TrialResult]) -> str:
@@ -51,7 +51,7 @@ class LiveTable:
         return f"{ended} of {self.most} trials"
 
     def table(self, outcomes: Sequence[TrialResult]) -> Iterator[str]:
-        """Yield the lines of the table: running trials first, then ended ones, best first."""
+        """Yield the lines of the table: running trials first, then ended trials from best to worst."""
         running = [outcome for outcome in outcomes if not outcome.status]
         ended = sorted((o for o in outcomes if o.status), key=lambda o: (o.epochs, o.best), reverse=True)
         shown = [*running, *ended][:ROWS]

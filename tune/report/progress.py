@@ -12,7 +12,7 @@ logger = get_logger(__name__)
 
 
 class ProgressReporter:
-    """Callback that updates trials.csv and the live table; a write error is logged once, and trials continue."""
+    """Callback that updates trials.csv and the live table. A write error is logged once and does not stop trials."""
 
     def __init__(self, study: Study, most: int) -> None:
         self.study = study

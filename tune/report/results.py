@@ -22,7 +22,7 @@ from tune.study.trial import DEFAULT, Trial, TrialResult
 
 
 def write_trials(study: Study, outcomes: Sequence[TrialResult]) -> None:
-    """Write trials.csv and trials.parquet: one row per trial with its settings and result."""
+    """Write trials.csv and trials.parquet, with one row per trial for its settings and result."""
     rows = [row_of(study, outcome) for outcome in outcomes]
     if not rows:
         return
@@ -53,7 +53,7 @@ def row_of(study: Study, outcome: TrialResult) -> dict[str, Any]:
 
 
 def column(value: Any) -> Any:
-    """Convert a value for a table column: lists become JSON text."""
+    """Convert a value for a table column; a list becomes JSON text."""
     return json.dumps(value) if isinstance(value, (list, tuple)) else value
 
 
@@ -67,7 +67,7 @@ def write_best(study: Study, choice: Selection, values: Mapping[str, Any]) -> Pa
 
 
 def describe(choice: Selection) -> list[str]:
-    """Return the verdict and the results that support it, as lines to print."""
+    """Return the search's verdict and the results that support it, as lines to print."""
     table = [describe_candidate(candidate) for candidate in choice.candidates]
     collapsed = [
         f"{name_of(candidate.number)} collapsed ({candidate.collapse})"
@@ -82,7 +82,7 @@ def describe(choice: Selection) -> list[str]:
 
 
 def conclude(choice: Selection) -> str:
-    """Return the verdict as one sentence."""
+    """Return the search's verdict as one sentence."""
     if choice.improved:
         return f"configuration {choice.winner} is significantly better than the default (95%, seeds and samples)"
     if choice.too_few:

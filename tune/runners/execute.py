@@ -1,4 +1,4 @@
-"""Run one trial: resume it from its folder and train until it finishes or successive halving prunes it."""
+"""Run one trial: resume it from its folder, and train until it finishes or is pruned by successive halving."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PrunedTrial(Exception):  # noqa: N818 - not an error
 
 
 def config_of(base: Config, trial: Trial, out: Path) -> Config:
-    """Return the trial's training configuration, which keeps only the newest and the selected checkpoint."""
+    """Return the trial's training configuration. It keeps only the newest checkpoint and the selected one."""
     fixed = {
         "seed": trial.seed,
         "out": str(out),
@@ -92,7 +92,7 @@ def finish_trial(study: Study, trial: Trial, status: Status, reason: str = "") -
 
 
 def accuracy_of(record: Mapping[str, Any]) -> tuple[int, float]:
-    """Return the epoch of a record and its validation accuracy."""
+    """Return the epoch number and the validation accuracy in an epoch record."""
     return int(record["epoch"]), float(record["validation"]["accuracy"])
 
 
@@ -128,6 +128,6 @@ def should_prune(study: Study, trial: Trial, reached: tuple[int, float]) -> bool
 
 
 def from_main(world: World, value: T) -> T:
-    """Return rank 0's value on every rank, because ranks that read the trials' folders themselves may disagree."""
+    """Return rank 0's value on every rank. If each rank read the trials' folders itself, ranks might disagree."""
     shared: Any = world.broadcast_object(value)
     return cast(T, shared)

@@ -19,10 +19,10 @@ MAX_ATTEMPTS = 3
 
 
 class Runner(Protocol):
-    """Runs trials and skips trials that have already ended. Every runner writes the same folders."""
+    """Interface of the runners, which run trials and skip those that have ended. All of them write the same folders."""
 
     def search(self, study: Study, on_update: Callable[[], None]) -> None:
-        """Run the default and the other `study.options.trials` configurations of a search."""
+        """Run the search's trials: the default configuration and `study.options.trials` others."""
         ...
 
     def run(self, study: Study, trials: Sequence[Trial], on_update: Callable[[], None]) -> None:
@@ -33,14 +33,14 @@ class Runner(Protocol):
 POLL_S = 2.0
 """Seconds between two polls of a trial."""
 SHUTDOWN_GRACE_S = 120.0
-"""Seconds that an interrupted trial has to save its state before it is killed."""
+"""Seconds that an interrupted trial gets to save its state before it is killed."""
 STOP_WITH_PARENT = """
 import ctypes, os, signal, sys
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 os.execv(sys.argv[1], sys.argv[1:])
 """
-"""Script that runs a command that Linux sends SIGTERM when the parent thread ends.
+"""Script that runs a command to which Linux sends SIGTERM when the parent thread ends.
 
 A `preexec_fn` could do the same, but would run Python code after a fork, which is unsafe.
 """
@@ -117,7 +117,7 @@ def run_subprocess(command: Sequence[str], log: Path, on_update: Callable[[], No
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that specify where trials run."""
+    """Add the command-line options that specify where trials run."""
     where = parser.add_argument_group("where trials run")
     where.add_argument("--local", action="store_true", help="run trials one by one on this machine, without Ray")
     where.add_argument(
@@ -134,7 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def make_runner(options: argparse.Namespace) -> Iterator[Runner]:
-    """Yield the runner that the options select.
+    """Yield the runner that the command-line options select.
 
     Raises `UserError` if Ray is unavailable or its cluster is too small for a trial.
     """

@@ -1,4 +1,4 @@
-"""Sample configurations based on earlier results, using Optuna's TPE through Ray's integration."""
+"""Sample configurations based on earlier results, using Optuna's TPE sampler through Ray Tune."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class OptunaSearcher(Searcher):
         begun = {o.trial.number: o for o in study.trials.outcomes() if o.trial.stage == "search"}
         self._left = [outcome.trial for outcome in begun.values() if not outcome.status]
         self._again: dict[str, Trial] = {}
-        """Resumed trials by the ID that Ray Tune currently uses for them."""
+        """Maps the ID that Ray Tune currently uses for a resumed trial to the trial."""
         if DEFAULT not in begun:
             study.trials.begin(study.default())
             self._left.insert(0, study.default())
@@ -38,7 +38,10 @@ class OptunaSearcher(Searcher):
         self._optuna = self._open(ended, len(begun))
 
     def _open(self, ended: Sequence[TrialResult], begun: int) -> OptunaSearch:
-        """Create the Optuna searcher. Its seed depends on `begun`, so a resumed search does not repeat samples."""
+        """Create the Optuna searcher.
+
+        Its seed depends on `begun`, the number of trials started earlier, so a resumed search does not repeat samples.
+        """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         (seed,) = np.random.SeedSequence([self.study.base.seed, begun]).generate_state(1)
         return OptunaSearch(
@@ -51,7 +54,7 @@ class OptunaSearcher(Searcher):
         )
 
     def _point(self, trial: Trial) -> dict[str, Any]:
-        """Encode a trial's values for Optuna, which needs every key: inactive keys get a sampled value."""
+        """Encode a trial's values for Optuna. Inactive keys get a sampled value, because Optuna needs every key."""
         space, seed = self.study.space, self.study.base.seed
         return encode(space, {**space.sample_all(seed, trial.number), **trial.values})
 
@@ -78,14 +81,14 @@ class OptunaSearcher(Searcher):
             self._optuna.add_evaluated_point(self._point(trial), result[METRIC])
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: all state is in the trials' folders."""
+        """Do nothing: the whole state of the search is in the trials' folders."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Do nothing: see `save`."""
+        """Do nothing: the searcher restores its state from the trials' folders when it is created."""
 
 
 def distribution(domain: Domain) -> BaseDistribution:
-    """Return Optuna's distribution of a continuous domain's values, or of the indices of any other domain's values.
+    """Return Optuna's distribution for a domain: its values if it is continuous, otherwise their indices.
 
     Indices are integers if the values are in ascending order, else categories.
     """

@@ -1,4 +1,4 @@
-"""Connect to or start a Ray cluster and compute how many trials fit on it."""
+"""Connect to a Ray cluster or start one, and compute how many trials fit on it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from adadf_dist.errors import UserError, single_line
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER_ENV = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
-"""Environment variables that turn off Tune's table and loggers; `LiveTable` and the trials' folders replace them."""
+"""Environment variables that turn off Tune's table and loggers: `LiveTable` and the trials' folders replace them."""
 WORKER_ENV = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
-"""Environment variables of workers: use Ray Train v2, and hide GPUs from trials that have none assigned."""
+"""Environment variables for workers: use Ray Train v2, and hide GPUs from trials that were assigned none."""
 POLL_S = 10.0
 
 
 @dataclass(frozen=True)
 class TrialResources:
-    """Number of workers of a trial, and the resources of each."""
+    """Number of workers (ranks) of a trial, and the resources of each."""
 
     workers: int
     cpus: float
@@ -40,7 +40,7 @@ class TrialResources:
 
 @contextmanager
 def connect(address: str) -> Iterator[None]:
-    """Connect to the Ray cluster at `address`, or start a local one if it is empty; disconnect at the end.
+    """Connect to the Ray cluster at `address` (empty: start a local one); disconnect when the block ends.
 
     Raises `UserError` if there is no cluster at the address or Ray fails to start.
     """
@@ -84,7 +84,7 @@ def why_not_started(error: Exception) -> str:
 
 
 def check_address(address: str) -> None:
-    """Raise `OSError` if nothing listens at `address`; Ray itself would retry for a long time."""
+    """Raise `OSError` immediately if nothing listens at `address`; Ray itself would retry for a long time."""
     host, _, port = address.rpartition(":")
     if port.isdigit() and "/" not in host:
         with create_connection((host, int(port)), timeout=POLL_S):
@@ -92,7 +92,7 @@ def check_address(address: str) -> None:
 
 
 def trial_resources(workers: int, cpus: float, gpus: float | None) -> TrialResources:
-    """Return a trial's resources; if `gpus` is None, each worker gets one GPU if the cluster has any.
+    """Return a trial's resources. If `gpus` is None, each worker gets one GPU if the cluster has any.
 
     Raises `UserError` if the amounts are invalid.
     """
@@ -113,13 +113,13 @@ def trial_resources(workers: int, cpus: float, gpus: float | None) -> TrialResou
 
 
 def trials_at_once(share: TrialResources) -> int:
-    """Return how many trials fit on the cluster at once. Raises `UserError` if none fits."""
+    """Return how many trials can run on the cluster at once. Raises `UserError` if not even one can."""
     for name, amount in share.per_worker().items():
         whole, largest = sum(resource_per_node(name)), max(resource_per_node(name), default=0.0)
         if amount * share.workers > whole:
             raise UserError(
-                f"--ranks-per-trial {share.workers}: a trial needs {amount * share.workers:g} {name}s, the cluster "
-                f"has {whole:g}; lower it or --{name.lower()}s-per-rank"
+                f"--ranks-per-trial {share.workers}: a trial needs {amount * share.workers:g} {name}s, but the "
+                f"cluster has only {whole:g}; lower --ranks-per-trial or --{name.lower()}s-per-rank"
             )
         if amount > largest:
             raise UserError(
@@ -132,13 +132,13 @@ def trials_at_once(share: TrialResources) -> int:
     if workers < share.workers:
         raise UserError(
             f"--ranks-per-trial {share.workers}: only {workers} ranks with {share.cpus:g} CPUs and "
-            f"{share.gpus:g} GPUs each fit on the cluster's nodes; lower one of these"
+            f"{share.gpus:g} GPUs each fit on the cluster's nodes; lower --ranks-per-trial or the resources per rank"
         )
     return workers // share.workers
 
 
 def resource_per_node(name: str) -> list[float]:
-    """Return the amount of a resource on each live node that has any."""
+    """Return the amount of a resource on each live node that has it."""
     return [node[name] for node in resources_of_nodes() if node.get(name)]
 
 

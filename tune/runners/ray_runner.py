@@ -35,10 +35,12 @@ from tune.study.study import Study, load_study
 from tune.study.trial import METRIC, Trial
 
 DRIVER_RESOURCES = {"memory": 1.0}
-"""Resources of a multi-rank trial's driver: one byte of memory. Tune requires some, and the CPUs are for the ranks."""
+"""Resources of a multi-rank trial's driver: one byte of memory, because Ray Tune requires some and the ranks use the
+CPUs.
+"""
 PLACEMENT_FILE = "placement_group"
 UPDATE_INTERVAL_S = 2.0
-"""Minimum seconds between two progress updates."""
+"""Minimum time between two progress updates, in seconds."""
 
 
 class RayRunner:
@@ -107,7 +109,7 @@ class RayRunner:
 
 
 def record_failure(study: Study, name: str, error: str) -> None:
-    """Record the failure of a trial that did not record its own status."""
+    """Mark a trial as failed if it could not record its own status."""
     outcome = study.trials.get(name)
     if not outcome.status:
         study.trials.finish(outcome.trial, "failed", error)
@@ -145,7 +147,7 @@ def train_single_process(config: dict[str, Any], study_folder: str) -> None:
 
 
 class RankTrainer(TorchTrainer):
-    """Ray Train's trainer without its placement group cleaner, which `release_placement_group` replaces.
+    """Ray Train's trainer without its cleanup of placement groups, which `release_placement_group` replaces.
 
     The cleaner asks the dashboard whether a trial is alive. If the dashboard's packages are not installed, it gets no
     reply, never cleans up, and remains as a process on the head node.
@@ -157,14 +159,14 @@ class RankTrainer(TorchTrainer):
 
 
 def save_placement_group(folder: Path) -> None:
-    """Save the ID of the ranks' placement group for the next attempt: the group outlives a dead driver."""
+    """Save the ID of the ranks' placement group for the next attempt, because the group outlives a dead driver."""
     group = get_current_placement_group()
     assert group is not None
     write_text(folder / PLACEMENT_FILE, group.id.hex())
 
 
 def release_placement_group(folder: Path) -> None:
-    """Release the placement group of an earlier attempt; otherwise this attempt would wait for it forever."""
+    """Release an earlier attempt's placement group, whose resources this attempt would otherwise wait for forever."""
     path = folder / PLACEMENT_FILE
     if path.exists():
         remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(path.read_text(encoding="utf-8")))))
@@ -201,7 +203,10 @@ def train_rank(config: dict[str, Any]) -> None:
 
 
 def train(name: str, study_folder: str, report: Callable[[Any], None], rank: int = 0) -> None:
-    """Run the trial and log to its trial.log. Raises `RuntimeError` if interrupted, so that Tune restarts it."""
+    """Run the trial and log to its trial.log.
+
+    If the trial is interrupted, raises `RuntimeError` so that Ray Tune restarts it.
+    """
     configure_logging(rank)
     study = load_study(Path(study_folder))
     trial = study.trials.get(name).trial

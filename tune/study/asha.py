@@ -1,4 +1,4 @@
-"""Asynchronous successive halving (ASHA, Li et al. 2020): prunes trials below the top 1/factor at each rung.
+"""Asynchronous successive halving (ASHA, Li et al. 2020): at each rung, keep the best 1/`factor` of trials.
 
 The decision depends only on the recorded results, so the same rule works for sequential trials, trials on a Ray
 cluster and resumed searches.
@@ -16,17 +16,17 @@ from adadf_dist.errors import UserError
 from tune.study.space import Space
 
 GRACE = 2
-"""Minimum grace period as a multiple of E, the largest epoch threshold, because the target loss ramps up until E."""
+"""Minimum grace period, as a multiple of the largest epoch threshold E, because the target loss ramps up until E."""
 
 
 @dataclass(frozen=True)
 class AshaSchedule:
-    """Epochs at which poor trials are pruned, called rungs: `grace`, `grace` x `factor`, `grace` x `factor`^2, ..."""
+    """Schedule of rungs: epochs at which poor trials are pruned. They are `grace`, `grace` x `factor`, and so on."""
 
     grace: int
     """Grace period: the number of epochs that every trial completes."""
     factor: int
-    """Reduction factor: about 1 in `factor` trials passes a rung."""
+    """Reduction factor: about 1 in `factor` trials continues past a rung."""
     epochs: int
     """Number of epochs of a trial that is not pruned."""
 
@@ -55,5 +55,5 @@ def plan_halving(space: Space, base: Config, grace: int | None, factor: int) -> 
             "pruning earlier is unfair to trials whose losses are still ramping up (eqs 15, 16)"
         )
     if factor < 2:
-        raise UserError(f"--reduction-factor {factor}: must be at least 2; 1 in this many trials passes a rung")
+        raise UserError(f"--reduction-factor {factor}: must be at least 2; about 1 in this many trials passes a rung")
     return AshaSchedule(grace, factor, base.epochs)

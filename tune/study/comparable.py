@@ -13,14 +13,14 @@ class MatchedResults(NamedTuple):
     """Search trials, including the default, with their accuracies after the same number of epochs."""
 
     epochs: int | None
-    """Number of epochs compared; None without early stopping: finished trials are compared at their best epoch."""
+    """Number of epochs compared; None without early stopping, when finished trials are compared at their best epoch."""
     outcomes: tuple[TrialResult, ...]
     accuracies: tuple[float, ...]
     """Best validation accuracy of each trial within the first `epochs` epochs."""
 
     @property
     def accuracy(self) -> str:
-        """Description of the accuracies for the report."""
+        """Description of the compared accuracies, for the report."""
         return "validation accuracy" if self.epochs is None else f"validation accuracy by epoch {self.epochs}"
 
 

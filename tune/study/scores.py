@@ -1,4 +1,4 @@
-"""Read the scores of trials, per sample if predictions were stored, and detect collapsed networks."""
+"""Read the scores of trials (per sample if predictions were saved), and detect collapsed networks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_score(study: Study, outcome: TrialResult, split: Split = "validation") 
 
 
 def read_correct(folder: Path, split: str, accuracy: float) -> NDArray[np.bool_] | None:
-    """Return whether each stored prediction is correct, [samples]; None without predictions of the selected epoch."""
+    """Return whether each prediction of the selected epoch is correct, [samples]; None if they were not saved."""
     try:
         kept = load_predictions(folder, split)
     except UserError:
@@ -38,7 +38,7 @@ def read_correct(folder: Path, split: str, accuracy: float) -> NDArray[np.bool_]
 
 
 def find_collapse(outcome: TrialResult, classes: Sequence[str]) -> str:
-    """Describe how a trial's selected network collapsed (to one class or to chance); empty if it did not."""
+    """Describe how a trial's selected network collapsed (to one class or to chance), or return "" if it did not."""
     confusion: Any = outcome.selected.get("confusion")
     if confusion is None:
         return ""

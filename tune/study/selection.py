@@ -29,14 +29,14 @@ class Candidate(NamedTuple):
     mean_class_accuracy: float | None = None
     """Mean class accuracy averaged over the seeds; None if it was not recorded."""
     collapse: str = ""
-    """Description of how the network collapsed and on which seeds; empty if it did not collapse."""
+    """Description of how the network collapsed, and on which seeds; empty if it never did."""
 
 
 class Selection(NamedTuple):
     candidates: tuple[Candidate, ...]
     """The default and the finalists that trained on every seed, best mean first."""
     winner: int
-    """Configuration number of the best finalist that is significantly better than the default, else `DEFAULT`."""
+    """Configuration number of the best finalist that is significantly better than the default; `DEFAULT` if none is."""
 
     @property
     def improved(self) -> bool:
@@ -44,13 +44,13 @@ class Selection(NamedTuple):
 
     @property
     def too_few(self) -> bool:
-        """Whether there is no improvement and no comparison was precise enough to detect one."""
+        """Whether no finalist won and no comparison was precise enough to rule out an improvement."""
         verdicts = [c.difference.verdict for c in self.candidates if c.difference is not None and not c.collapse]
         return not self.improved and bool(verdicts) and all(verdict == "too few to tell" for verdict in verdicts)
 
 
 def select_finalists(study: Study, count: int) -> list[int]:
-    """Return the numbers of the `count` best configurations, ranked by epochs completed, then by accuracy.
+    """Return the configuration numbers of the `count` best search trials, ranked by epochs completed, then by accuracy.
 
     Epochs come first because accuracies after different numbers of epochs are not comparable. The default and
     duplicate configurations are excluded.

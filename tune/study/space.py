@@ -31,7 +31,7 @@ from adadf_dist.config.schema import Config
 from adadf_dist.errors import UserError, did_you_mean
 
 Values = dict[str, Any]
-"""The dotted configuration keys that a trial changes, with their new values."""
+"""Maps the dotted configuration keys that a trial changes to their new values."""
 
 KINDS = ("uniform", "loguniform", "choice", "grid")
 
@@ -48,7 +48,9 @@ RECIPE: dict[str, object] = {
     "augment.erase_prob": {"uniform": [0.0, 0.8]},
 }
 SPACES: dict[str, dict[str, object]] = {"paper": PAPER, "recipe": RECIPE, "full": {**PAPER, **RECIPE}}
-"""`paper`: the three hyperparameters tuned in the paper. `recipe`: learning rate, batch, augmentation. `full`: both."""
+"""Built-in spaces. `paper`: the paper's three tuned hyperparameters; `recipe`: learning rate, batch, augmentation;
+`full`: both.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Domain:
     kind: str
     """One of `KINDS`."""
     values: tuple[Any, ...]
-    """Lower and upper limit if the kind is continuous; otherwise all possible values."""
+    """For a continuous kind, the lower and upper limit; otherwise all possible values."""
     when: Mapping[str, Any] = field(default_factory=dict)
     """Other keys and the values they must have for this key to be active."""
 
@@ -67,7 +69,7 @@ class Domain:
         return self.kind.endswith("uniform")
 
     def quantile(self, fraction: float) -> Any:
-        """Return the value at the quantile `fraction`, a number in [0, 1)."""
+        """Return the domain's value at the quantile `fraction`, a number in [0, 1)."""
         if not self.continuous:
             return self.values[int(fraction * len(self.values))]
         low, high = self.values
@@ -84,7 +86,7 @@ class Space:
     domains: Mapping[str, Domain]
 
     def sample(self, seed: int, number: int) -> Values:
-        """Return the values of trial `number`. Deterministic, so a resumed search samples the same values.
+        """Return the values sampled for trial `number`. Sampling is deterministic, so a resumed search repeats it.
 
         Grids are enumerated in order; other kinds are sampled.
         """
@@ -99,13 +101,13 @@ class Space:
         }
 
     def grid(self) -> Iterator[Values]:
-        """Yield every combination of grid values; one empty combination if the space has no grids."""
+        """Yield every combination of grid values; a space without grids has one empty combination."""
         grids = {key: domain.values for key, domain in self.domains.items() if domain.kind == "grid"}
         for point in itertools.product(*grids.values()):
             yield dict(zip(grids, point, strict=True))
 
     def resolve_conditions(self, values: Values) -> Values:
-        """Return only the active keys, in the order of the space. A key that needs an inactive key is also inactive."""
+        """Return only the active keys, in the space's order. A key that depends on an inactive key is also inactive."""
         active = {key: values[key] for key in self.domains if key in values}
         while inactive := [key for key in active if not self._is_active(key, active)]:
             active = {key: value for key, value in active.items() if key not in inactive}
@@ -116,7 +118,7 @@ class Space:
 
     @property
     def points(self) -> int | None:
-        """Number of combinations if every key has a grid; None if any key is sampled instead."""
+        """Number of combinations if every key has a grid; None if any key is sampled."""
         if any(domain.kind != "grid" for domain in self.domains.values()):
             return None
         return len(list(self.grid()))
@@ -171,7 +173,7 @@ def read_space(name: str, content: Mapping[str, object], base: Config) -> Space:
 
 
 def parse_entries(space: str, content: Mapping[str, object], prefix: str = "") -> dict[str, Mapping[str, object]]:
-    """Map each dotted key, whether quoted or nested in the TOML file, to the entry that describes its domain."""
+    """Map each dotted key to the entry that describes its domain. In the TOML file, keys may be quoted or nested."""
     found: dict[str, Mapping[str, object]] = {}
     for name, value in content.items():
         key = renamed_keys().get(f"{prefix}{name}", f"{prefix}{name}")

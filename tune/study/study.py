@@ -1,4 +1,4 @@
-"""A search on disk: its settings, fixed when it starts, and the folder from which it can be resumed."""
+"""A search on disk: its settings, which are fixed when it starts, and its folder, from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VERSION = 1
 CHANGEABLE_OPTIONS = ("options.keep", "space.name")
 """Search settings that may change on resume, in addition to configuration keys with `Role.INFRASTRUCTURE`."""
 EXTENDABLE_KEYS = ("options.trials", "options.seeds", "options.finalists")
-"""Settings that may be increased on resume; existing trials stay valid."""
+"""Settings that may be increased on resume, because existing trials remain valid."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Study:
         return self.options.halving if judged else None
 
     def keeps_checkpoints(self, trial: Trial) -> bool:
-        """Return whether checkpoints are kept after the trial; the search later drops those of losing finalists."""
+        """Return whether a trial keeps its checkpoints when it ends. Those of losing finalists are deleted later."""
         return self.options.keep == "all" or (self.options.keep == "winner" and trial.stage == "final")
 
     def default(self) -> Trial:
@@ -76,11 +76,11 @@ class Study:
         return Trial(number, self.base.seed, "search", self.space.sample(self.base.seed, number))
 
     def search_trials(self) -> list[Trial]:
-        """Return the default and every trial of the `random` searcher."""
+        """Return the default's trial and every trial of the `random` searcher."""
         return [self.default(), *(self.sampled(number) for number in range(1, self.options.trials + 1))]
 
     def final_trials(self, values: Mapping[int, dict[str, Any]]) -> list[Trial]:
-        """Return one trial per held-out seed and configuration; `values` maps numbers to changed values."""
+        """Return one trial per held-out seed and configuration; `values` maps configuration numbers to changes."""
         seeds = range(self.base.seed + 1, self.base.seed + 1 + self.options.seeds)
         return [Trial(number, seed, "final", changed) for seed in seeds for number, changed in values.items()]
 
@@ -95,7 +95,7 @@ class Study:
 
 
 def start(study: Study, resume: bool, source: Source | None = None) -> Study:
-    """Create the study's folder, or check that it contains the same study. Raises `UserError` if it differs.
+    """Create the study's folder, or check that it contains the same study. Raises `UserError` if its settings differ.
 
     `source` identifies the dataset, which must match that of earlier trials unless `allow_other_data` is set. Failed
     trials are retried, because the cause, such as a full disk, may be gone. A study without any started trial is
@@ -130,7 +130,7 @@ def start(study: Study, resume: bool, source: Source | None = None) -> Study:
 
 
 def data_of(before: Mapping[str, Any], source: Source | None, study: Study) -> dict[str, object]:
-    """Return the `study.json` fields that identify the dataset and any different datasets of earlier trials.
+    """Return the `study.json` fields that identify the dataset, plus any other datasets that earlier trials used.
 
     Raises `UserError` if the dataset changed and `allow_other_data` is not set.
     """
@@ -152,7 +152,7 @@ def data_of(before: Mapping[str, Any], source: Source | None, study: Study) -> d
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Map each dotted key whose value differs to its old and new value."""
+    """Map each dotted key whose value has changed to its old and new value."""
     old, new = dict(flatten(before)), dict(flatten(now))
     return {
         key: (old.get(key), new.get(key))
@@ -169,7 +169,9 @@ def read_study_file(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: parse error: {error}") from None
     if content.get("version") != VERSION:
-        raise UserError(f"{path}: version {content.get('version')} is not supported, expected {VERSION}")
+        raise UserError(
+            f"{path}: file version {content.get('version')} is not supported (expected {VERSION}); choose another --out"
+        )
     defaults = dict(flatten(to_dict(Config())))  # keys that did not exist in an older version had these values
     content["base"] = unflatten({**defaults, **upgrade_keys(content["base"], str(path))})
     return content

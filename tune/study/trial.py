@@ -18,12 +18,12 @@ from tune.study.space import Values
 
 TRIAL_FILE = "trial.json"
 DEFAULT = 0
-"""Configuration number of the default, which changes no values."""
+"""Configuration number of the default configuration, which changes no values."""
 METRIC = "accuracy"
 """Name of the metric that trials report after each epoch: validation accuracy."""
 Stage = Literal["search", "final"]
 Status = Literal["", "finished", "pruned", "failed"]
-"""How a trial ended; empty while it has not ended."""
+"""How a trial ended; empty if it has not ended."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Trial:
         return f"{self.number:04d}-seed{self.seed}"
 
     def satisfies(self, other: Trial) -> bool:
-        """Return whether this trial equals `other` and includes a test evaluation if `other` requires one."""
+        """Return whether this trial equals `other`, ignoring a test evaluation that `other` does not require."""
         return replace(self, test=other.test) == other and self.test >= other.test
 
 
@@ -84,7 +84,7 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class TrialStore:
-    """Directory with one folder per trial, named `NUMBER-seedSEED`, on storage shared by all nodes."""
+    """The folder that contains a search's trials, one subfolder `NUMBER-seedSEED` per trial; shared by all nodes."""
 
     path: Path
     _ended: dict[str, TrialResult] = field(default_factory=dict, compare=False, repr=False)
@@ -94,7 +94,10 @@ class TrialStore:
         return self.path / trial.name
 
     def begin(self, trial: Trial) -> None:
-        """Record the trial's settings in its folder, unless they are there. Raises `UserError` if they differ."""
+        """Record the trial's settings in its folder, unless they are already there.
+
+        Raises `UserError` if the folder contains a trial with other settings.
+        """
         outcome = self._read(self.path_of(trial))
         if outcome is not None and replace(outcome.trial, test=trial.test) != trial:
             raise UserError(
@@ -110,23 +113,23 @@ class TrialStore:
         write_json(self.path_of(trial) / TRIAL_FILE, {**asdict(trial), "status": status, "error": error})
 
     def result(self, trial: Trial) -> TrialResult:
-        """Return the trial's state, which is unfinished if a required test evaluation is missing."""
+        """Return the trial's state; a trial that lacks a required test evaluation counts as unfinished."""
         outcome = self._read(self.path_of(trial))
         if outcome is None or not outcome.trial.satisfies(trial):
             return TrialResult(trial, "", "") if outcome is None else replace(outcome, trial=trial, status="", error="")
         return outcome
 
     def classes(self, trial: Trial) -> tuple[str, ...]:
-        """Return the names of the classes of a trial's dataset; empty before the trial starts."""
+        """Return the class names of a trial's dataset; empty if the trial has not started."""
         path = find_file(self.path_of(trial), "run_info.json")
         return tuple(json.loads(path.read_text(encoding="utf-8"))["classes"]) if path.exists() else ()
 
     def drop_checkpoints(self, trial: Trial) -> None:
-        """Delete a trial's checkpoints once it has ended, but keep its metrics."""
+        """Delete an ended trial's checkpoints, but keep its metrics."""
         shutil.rmtree(self.path_of(trial) / "checkpoints", ignore_errors=True)
 
     def get(self, name: str) -> TrialResult:
-        """Return the state of a trial by its name. Raises `UserError` if its folder is missing or not shared."""
+        """Return the state of the trial with this name. Raises `UserError` if its folder is missing or not shared."""
         outcome = self._read(self.path / name)
         if outcome is None:
             raise UserError(f"{self.path / name}: trial not found; --out must be a directory shared by all nodes")
