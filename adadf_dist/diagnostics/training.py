@@ -22,7 +22,7 @@ MAX_AUXILIARY_GAP = 0.1
 """Accuracy gap to the target branch above which the auxiliary branch is reported as falling behind."""
 AUXILIARY_LAGS = "auxiliary branch behind"
 BAD_FRACTION = 0.1
-"""Fraction of `data.max_bad_samples` from which the samples replaced in an epoch trigger a warning."""
+"""Warn if the number of samples replaced in an epoch reaches this fraction of `data.max_bad_samples`."""
 OVERFIT_SIGMAS = 2.0
 """Number of standard errors above which a difference in accuracy is significant."""
 OVERFIT_WINDOW = 3

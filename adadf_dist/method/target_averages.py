@@ -36,7 +36,7 @@ class MeanFused:
         return {"mean": self.mean.cpu(), "pending": self.world.all_reduce_sum_(self._pending.clone()).cpu()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the state. Only rank 0 gets the pending sums: the all-reduce adds the other ranks' zeros."""
+        """Restore the state. Only rank 0 restores the pending sums; the all-reduce adds zeros from the others."""
         self.mean = state["mean"].to(self.world.device)
         restore_pending(self._pending, state["pending"], self.world)
 
@@ -78,7 +78,7 @@ class SampleAverages:
         return {"averages": self.averages.cpu(), "pending": self.world.all_reduce_sum_(self._pending.clone()).cpu()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the state. Only rank 0 gets the pending sums: the all-reduce adds the other ranks' zeros."""
+        """Restore the state. Only rank 0 restores the pending sums; the all-reduce adds zeros from the others."""
         self.averages = state["averages"].to(self.world.device)
         restore_pending(self._pending, state["pending"], self.world)
 

@@ -92,7 +92,7 @@ class MapFiller:
                     yield
                     return
             if not waited:
-                logger.info(f"maps: waiting for another run that computes {store.entry}")
+                logger.info(f"maps: waiting for another run to finish computing {store.entry}")
             waited = True
             world.heartbeat.beat("waiting for another run to compute maps")
             if world.should_stop():

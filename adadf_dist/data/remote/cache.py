@@ -43,7 +43,7 @@ logger = get_logger(__name__)
 
 GB = 10**9
 SETTING = "data.cache_dir"
-"""Setting that names the cache folder, for messages."""
+"""Name of the cache-folder setting, as shown in messages."""
 RESERVED_SIZE_FILE = ".room"
 """File that contains an entry's full size in bytes, so that concurrent fetches do not claim the same space."""
 

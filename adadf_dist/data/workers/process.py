@@ -36,7 +36,7 @@ F_SETSIG = 10
 
 
 class WorkerHandle(popen_forkserver.Popen):
-    """Process handle that terminates a worker by killing it."""
+    """Process handle whose `terminate()` sends SIGKILL instead of SIGTERM."""
 
     def terminate(self) -> None:
         """Kill the process, even if it is stuck. Workers ignore SIGTERM, because their parent handles it.
