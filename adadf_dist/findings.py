@@ -73,6 +73,6 @@ def worst_severity(findings: Iterable[Finding]) -> Severity:
 
 
 def summarize_severities(findings: Iterable[Finding]) -> str:
-    """Count findings by severity, such as `1 error, 3 warnings, 2 info, 9 ok`."""
+    """Return the number of findings of each severity as text, such as `1 error, 3 warnings, 2 info, 9 ok`."""
     found = [finding.severity for finding in findings]
     return ", ".join(severity.count(found.count(severity)) for severity in reversed(Severity) if severity in found)

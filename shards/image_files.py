@@ -57,7 +57,7 @@ class ImageSourceOptions:
 
     root: Path
     fractions: Mapping[str, float]
-    """Maps each split that is held out from train to the fraction of each class to hold out."""
+    """For each split to hold out from train, the fraction of each class to hold out."""
     image_size: int | None = None
     """Maximum shorter side in pixels; larger images are downscaled."""
     margin: float | None = None
@@ -223,7 +223,10 @@ def read_bytes(path: str, limit: int | None = None) -> tuple[bytes, os.stat_resu
 
 
 def suggest_name(path: str) -> str:
-    """Return `; the folder has IMG.JPG` if a file name differs only in case or Unicode form, else an empty string."""
+    """Return a hint such as `; the folder has IMG.JPG`, or an empty string.
+
+    The hint names a file whose name differs from the requested one only in case or Unicode form.
+    """
     folder, name = os.path.split(path)
     found = index_names(folder).get(plain_form(name))
     return f"; the folder has {escape_name(found)}" if found is not None and found != name else ""

@@ -184,7 +184,7 @@ def nearest_class(run: RunRecords) -> str:
 
 
 def will_meet(run: RunRecords) -> bool:
-    """Return whether a class mean will reach the threshold by the end of the run, extrapolating the last epochs."""
+    """Return whether a class mean will reach the threshold by the end of the run, judging by the most recent epochs."""
     if run.is_last or len(run.records) < GRACE_EPOCHS:
         return False
     now, before = (

@@ -144,7 +144,9 @@ def refuse_binary(start: bytes, where: str) -> None:
 def check_line(line: str, where: str) -> None:
     """Raise `UserError` if a line contains a NUL byte or bytes that are not UTF-8."""
     if "\0" in line:
-        raise UserError(f"{where}: contains a NUL byte, so it is not UTF-8 text; save it as UTF-8")
+        raise UserError(
+            f"{where}: contains a NUL byte, so it is probably UTF-16 or a binary file; save it as UTF-8 text"
+        )
     if not line.isascii() and (wrong := _SURROGATE.search(line)):
         byte = ord(wrong[0]) - 0xDC00
         raise UserError(

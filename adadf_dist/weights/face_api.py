@@ -130,7 +130,7 @@ def read_tensors(package: FaceApiPackage) -> dict[str, NDArray[np.float64]]:
     if len(package.weights) != expected:
         raise UserError(
             f"--from {package.path}: {WEIGHTS} has {len(package.weights):,} bytes, but its manifest lists "
-            f"{expected:,}; the file is truncated or of another version",
+            f"{expected:,}; the file is truncated or from a different version",
             HOW_TO_GET,
         )
     tensors, offset = {}, 0

@@ -124,7 +124,7 @@ class Fer2013:
 
 
 def read_fer2013(options: Fer2013Options) -> Fer2013:
-    """Read FER2013 and, if available, FER+; determine labels and splits, and drop leaks.
+    """Read FER2013 and, if available, FER+; determine labels and splits, and drop samples that leak between splits.
 
     Raises `UserError` if a csv is missing or malformed.
     """

@@ -119,7 +119,9 @@ def read_votes(path: Path, faces: Faces) -> NDArray[np.int64]:
             if min(row) < 0:
                 raise UserError(f"{where}: votes must not be negative")
             if max(row) > MAX_NUMBER:
-                raise UserError(f"{where}: {max(row):,} votes exceed {MAX_NUMBER:,}; re-download the file")
+                raise UserError(
+                    f"{where}: vote count {max(row):,} exceeds the maximum of {MAX_NUMBER:,}; re-download the file"
+                )
             number = len(votes)
             if number < len(faces.usages) and usage != faces.usages[number]:
                 raise UserError(

@@ -96,8 +96,8 @@ def check_parts(root: Path, folders: Sequence[str]) -> None:
     if len(shared := set.intersection(*emotions)) > 1:
         raise UserError(
             f"{escape_name(str(root))}: {', '.join(map(escape_name, folders[:8]))} contain the same classes "
-            f"({', '.join(sorted(shared))}), so they are not classes; rename them to train, validation and test, or "
-            "merge them"
+            f"({', '.join(sorted(shared))}), so they look like splits rather than classes; rename them to train, "
+            "validation and test, or merge them"
         )
 
 

@@ -60,7 +60,7 @@ class AugmentationBatch(NamedTuple):
 
 
 def identity(num_samples: int, stages: int = 0) -> AugmentationBatch:
-    """Return augmentations of `num_samples` samples that change nothing, with room for `stages` stages each."""
+    """Return no-op augmentations for `num_samples` samples, with room for `stages` stages each."""
     return AugmentationBatch(
         np.zeros((num_samples, stages), dtype=np.int8),
         np.zeros((num_samples, stages, 2, 3)),

@@ -115,7 +115,10 @@ def check_settings(partial: Path, earlier: Mapping[str, object], current: Mappin
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Create the folder if necessary and lock it for the block. Raises `UserError` if another build holds the lock."""
+    """Create the folder if necessary and lock it for the duration of the `with` block.
+
+    Raises `UserError` if another build holds the lock.
+    """
     with exclusive_lock(folder / _LOCK, "--out") as locked:
         if not locked:
             raise UserError(f"{folder}: locked by another build; wait, or choose another folder")

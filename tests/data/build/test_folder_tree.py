@@ -216,7 +216,7 @@ LAYOUTS: dict[str, tuple[list[str], str]] = {
     ),
     "parts of a dataset": (
         ["one/happy/1.jpg", "one/sadness/2.jpg", "two/happiness/3.jpg", "two/sad/4.jpg"],
-        "one, two contain the same classes (happy, sad), so they are not classes",
+        "one, two contain the same classes (happy, sad), so they look like splits rather than classes",
     ),
     "one class": (["a/1.jpg", "a/2.jpg"], "contains only class a, but"),
     "letter case": (["train/Happy/1.jpg", "train/sad/2.jpg", "test/happy/3.jpg"], "(train has Happy)"),
