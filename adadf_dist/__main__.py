@@ -19,6 +19,7 @@ COMMANDS = {
     "audit": ("adadf_dist.audit.__main__", "find training samples that are likely mislabeled"),
     "export": ("adadf_dist.export.__main__", "write ONNX, safetensors or torch.export files"),
     "convert": ("adadf_dist.convert", "convert a checkpoint of the paper's published code"),
+    "weights": ("adadf_dist.weights.__main__", "convert publicly available weights for model.pretrained"),
 }
 
 

@@ -33,6 +33,8 @@ from adadf_dist.training.evaluation_pass import SplitPass, pass_over
 from adadf_dist.training.final_test import Result, finalize_run
 from adadf_dist.training.out_of_memory import report_out_of_memory
 from adadf_dist.training.setup import RunContext, prepare_run, write_run_info
+from adadf_dist.training.stored_maps import use_stored_maps
+from adadf_dist.training.target_state import TargetState, build_target_state
 from adadf_dist.training.watchdog import run_watchdog
 
 Record = Mapping[str, object]
@@ -45,16 +47,18 @@ class TrainState:
 
     engine: Engine
     classes: ClassDistributions
+    targets: TargetState
     history: SampleHistoryRecorder
     progress: TrainingProgress
     passes: dict[str, SplitPass] = field(default_factory=dict)
     """Evaluation passes of the last epoch's model by split name, kept so that the final test can reuse them."""
 
     def observe(self, batch: Batch, output: Output, losses: Losses) -> None:
-        """Add a step to the class sums, sample history and progress, without copying data from the device."""
+        """Add a step to the class sums, averages, sample history and progress, without copying data from the device."""
         rows = batch.flatten_crops()
         if not self.classes.needs_extra_pass:
             self.classes.observe(output.auxiliary_logits, rows.labels, 1 / batch.num_crops)
+        self.targets.observe(rows, output, losses)
         self.history.update(rows, output, losses, 1 / batch.num_crops)
         self.progress.batch += 1
         self.progress.step += 1
@@ -83,10 +87,11 @@ def run(config: Config, on_epoch: Callable[[Record], None] = lambda record: None
         # --- model and training state
         engine = build_engine(config, len(data.classes), world)
         classes = ClassDistributions(len(data.classes), config.class_distributions, world)
+        targets = build_target_state(config, data.train_split, world)
         history = SampleHistoryRecorder(
             len(data.train_split), len(data.classes), world, context.tracked_samples, data.train_split.digest()
         )
-        state = TrainState(engine, classes, history, TrainingProgress())
+        state = TrainState(engine, classes, targets, history, TrainingProgress())
         # --- resume
         parts: Mapping[str, Stateful] = {
             "data": context.data_record,
@@ -94,13 +99,21 @@ def run(config: Config, on_epoch: Callable[[Record], None] = lambda record: None
             "class_distributions": classes,
             "history": history,
             "log": context.log,
+            **targets.parts(),
         }
         checkpoints = CheckpointManager(config, world, parts, state.progress, data.preprocessing)
         resumed = checkpoints.restore()
         write_run_info(context, engine, state.progress, resumed)
         # --- training
-        with run_watchdog(world, state.progress, config.runtime.timeout_s), report_out_of_memory(config, world):
-            return train_epochs(context, state, checkpoints, on_epoch)
+        with (
+            run_watchdog(world, state.progress, config.runtime.timeout_s),
+            report_out_of_memory(config, world),
+            use_stored_maps(context, engine, state.progress) as ready,
+        ):
+            if ready is None:
+                context.log.log_stopped(state.progress)
+                return Stopped()
+            return train_epochs(ready, state, checkpoints, on_epoch)
 
 
 def train_epochs(
@@ -139,7 +152,8 @@ def train_epoch(context: RunContext, state: TrainState, checkpoints: CheckpointM
         rows = batch.flatten_crops()
         output = engine.forward(rows.images)
         ranks = (world, BatchSlice(rows.offset, rows.global_size))
-        losses = adadf_loss(output, rows.labels, state.classes.targets, ramp, config.loss, ranks)
+        inputs = state.targets.inputs(state.classes.targets, rows, engine)
+        losses = adadf_loss(output, rows.labels, inputs, ramp, config.loss, ranks)
         engine.step(losses.total)
         state.observe(batch, output, losses)
         log.log_step(progress, losses, batch.global_size, engine.learning_rate)
@@ -178,6 +192,7 @@ def finish_epoch(context: RunContext, state: TrainState, training: Mapping[str, 
     # --- class distributions and evaluation
     world.heartbeat.beat("summing the class distributions")
     commit = state.classes.finalize_epoch()
+    state.targets.finalize_epoch()
     engine.sync_for_eval()
     metrics = evaluate_epoch(context, state, data.validation_split)
     # --- record

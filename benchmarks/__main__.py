@@ -1,4 +1,4 @@
-"""Run benchmarks: `python -m benchmarks loaders|step|epoch|loader-images|launches|scaling|comm-cost|audit`.
+"""Run benchmarks: `python -m benchmarks loaders|step|epoch|loader-images|launches|scaling|comm-cost|audit|face-probe`.
 
 Timings on shared machines are noisy, so compare ratios of measurements from the same run.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import make_parser
 from adadf_dist.files.outputs import add_overwrite_option, check_output_path
-from benchmarks import audit_scores, epoch, loader_images, loaders, step
+from benchmarks import audit_scores, epoch, face_probe, loader_images, loaders, step
 from benchmarks.launches import command as launches
 from benchmarks.scaling import cost_tables
 from benchmarks.scaling import measure as scaling
@@ -68,6 +68,12 @@ COMMANDS = {
         "scores from training dynamics, and confident learning (cleanlab). Label errors are known if the run had "
         "injected label noise, or from --reference-labels.",
     ),
+    "face-probe": (
+        face_probe,
+        "accuracy of a linear classifier on frozen face recognition features; no timing",
+        "Extract the features of dlib_resnet29 with model.shared_until all, fit an L2-regularized softmax regression "
+        "to those of the train split, and print its accuracy on the test split.",
+    ),
 }
 OLD_COMMANDS = {"data": "loaders", "pictures": "loader-images", "cost": "comm-cost"}
 """Command names of the last release, mapped to the current names; accepted for one more release."""
@@ -79,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, (module, brief, description) in COMMANDS.items():
         command = commands.add_parser(name, help=brief, description=description)
         module.add_options(command)
-        if module not in (loader_images, launches, cost_tables, audit_scores):
+        if module not in (loader_images, launches, cost_tables, audit_scores, face_probe):
             rounds = 3 if module is scaling else 1
             command.add_argument(
                 "--repeat", type=int, default=rounds, help="number of interleaved rounds (default: %(default)s)"

@@ -22,7 +22,7 @@ from adadf_dist.config.schema import ClassDistributionConfig, LossConfig, ModelC
 from adadf_dist.data.dataset import Split, open_dataset
 from adadf_dist.distributed.world import World, pick_device
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import BatchSlice, adadf_loss, ramp_weights
+from adadf_dist.method.losses import BatchSlice, TargetInputs, adadf_loss, ramp_weights
 from adadf_dist.method.model import DualBranch
 from adadf_dist.method.pretrained import load_pretrained
 
@@ -87,7 +87,7 @@ def baseline_epoch(work: Work) -> float:
     for images, labels in batches("train", train=True):
         output = model(images)
         place = (world, BatchSlice(0, len(labels)))
-        losses = adadf_loss(output, labels, classes.targets, ramp, loss_config, place)
+        losses = adadf_loss(output, labels, TargetInputs(classes.targets), ramp, loss_config, place)
         optimizer.zero_grad()
         losses.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -15,7 +15,7 @@ from adadf_dist.check.throughput import describe_speed, estimate_duration, measu
 from adadf_dist.config.keys import flatten
 from adadf_dist.config.load import base_config, parse_cli, to_dict
 from adadf_dist.config.schema import Config
-from adadf_dist.console.formats import format_mib, plural
+from adadf_dist.console.formats import format_gb, format_mib, plural
 from adadf_dist.data.sampling import check_batch_size
 from adadf_dist.diagnostics.run_length import find_problems
 from adadf_dist.distributed.world import World, init_world
@@ -101,6 +101,10 @@ def measure_step(config: Config, dataset: DatasetInfo, world: World) -> Iterator
     measured = measure_trainer(trainer)
     owner = "the process" if world.device.type == "cpu" else "the GPU"
     yield "", f"measured: {format_mib(measured.peak)} total peak memory of {owner} during a step"
+    if number := min(config.model.cached_augmentations, config.epochs):
+        samples = number * dataset.train + dataset.validation + (dataset.test or 0)
+        text = f"{format_gb(samples * trainer.images[0].nbytes)} in {config.data.cache_dir} on each node for the "
+        yield "maps", text + f"extractor's outputs, with {plural(number, 'augmentation')} of each training sample"
     where = f"{plural(world.size, 'rank')} on {world.device.type}, {config.runtime.precision}"
     yield "step", f"measured: {describe_speed(config, measured.step_s)} on {where}"
     for line in estimate_duration(config, dataset, measured, 0.0):

@@ -169,6 +169,8 @@ def estimate_duration(
     """Estimate the duration of an epoch and of the run. `samples_per_s`: rate of the loader, 0 if unknown."""
     trained = sum(dataset.batches)
     computing = len(dataset.batches) * measured.step_s
+    if config.model.cached_augmentations:  # images are loaded only before the first epoch
+        samples_per_s = 0.0
     loading = trained / samples_per_s if samples_per_s else 0.0
     passes = 2 if config.class_distributions.source == "second_pass" else 1
     epoch = max(computing, loading) + math.ceil(dataset.validation / config.batch_size) * measured.infer_s

@@ -1,22 +1,25 @@
-"""Names of the available backbones: torchvision's ResNets, and timm models if timm is installed."""
+"""Names of the available backbones: torchvision's ResNets, dlib's, and timm models if timm is installed."""
 
 from __future__ import annotations
 
 from adadf_dist.errors import UserError, did_you_mean
 
 RESNETS = ("resnet10", "resnet18", "resnet34", "resnet50", "resnet101")
+DLIB_RESNET = "dlib_resnet29"
+"""The network of dlib's face recognition."""
+BACKBONES = (*RESNETS, DLIB_RESNET)
 TIMM = "timm:"
 """Prefix of timm model names."""
 
 
 def check_backbone(name: str) -> None:
     """Raise `UserError` for an unknown backbone, with the closest known name or how to install timm."""
-    if name in RESNETS:
+    if name in BACKBONES:
         return
     if not name.startswith(TIMM):
-        close = did_you_mean(name, RESNETS)
+        close = did_you_mean(name, BACKBONES)
         raise UserError(
-            f"model.backbone is {name!r}; allowed: {', '.join(RESNETS)}, or {TIMM}NAME for a timm model{close}"
+            f"model.backbone is {name!r}; allowed: {', '.join(BACKBONES)}, or {TIMM}NAME for a timm model{close}"
         )
     try:
         import timm  # takes seconds, so imported only when needed

@@ -100,15 +100,21 @@ class ModelConfig:
 
     backbone: str = setting("resnet18", Role.ARCHITECTURE)
     """resnet10, resnet18, resnet34, resnet50 or resnet101 (`resnet10` is ResNet18 with one block per stage, for demos
-    and tests on a CPU), or `timm:NAME` for a timm model, such as timm:convnext_tiny. See docs/backbones.md."""
+    and tests on a CPU), `dlib_resnet29` (dlib's face recognition network), or `timm:NAME` for a timm model, such as
+    timm:convnext_tiny. See docs/backbones.md."""
     shared_until: str = setting("", old_name="model.split")
     """Last backbone stage of the shared extractor; each branch has its own copy of the later stages. Empty: the first
     stage at 1/4 of the input resolution (`layer1` of a ResNet, as in the paper), or the first quarter of a vision
-    transformer's blocks."""
+    transformer's blocks. `all` (only dlib_resnet29): share the whole backbone; each branch is a small network of
+    random weights on the pooled maps of every stage."""
     pretrained: str = setting("", Role.PATH | Role.INPUT_FILE)
     """Pretrained weights: a file, `imagenet` (from torchvision or timm), or empty for random initialization."""
     freeze: Literal["auto", "always", "never"] = "auto"
     """Freeze the extractor, including its BatchNorm statistics. `auto`: freeze if pretrained weights are loaded."""
+    cached_augmentations: int = setting(0, ge=0)
+    """Number of fixed augmentations per training sample for which the frozen extractor's outputs are computed once,
+    stored in data.cache_dir and reused in every epoch: epoch e uses number e modulo this. 0: augment anew in every
+    epoch. See docs/loaders.md."""
     attention_on: Literal["logits", "features"] = setting("logits", Role.ARCHITECTURE)
     """What each branch's attention weight scales: the logits (the paper's code) or the features (the paper's text)."""
 
@@ -126,14 +132,35 @@ class LossConfig:
     """Fraction of a batch in the high-attention group (beta in eq 10)."""
     rank_margin: float = setting(0.07, ge=0, le=1)
     """Margin between the mean attention of the two groups (delta in eq 9)."""
-    supervision: Literal["fused", "label", "class", "one_hot"] = "fused"
+    supervision: Literal["fused", "label", "class", "one_hot", "votes"] = "fused"
     """Supervision of the target branch: the fused distribution (eq 12), only the label distribution, only the class
-    distribution, or the annotated label with cross entropy and no auxiliary branch (baseline)."""
+    distribution, or, with cross entropy and no auxiliary branch, the annotated label (`one_hot`, the baseline) or the
+    distribution of the annotators' votes (`votes`; samples without votes use their label)."""
+    label_smoothing: float = setting(0.0, ge=0, lt=1)
+    """Probability that the cross entropy (eq 3, and the baseline's) moves from the annotated label to the uniform
+    distribution; 0: off."""
+    logit_adjustment: float = setting(0.0, ge=0)
+    """tau_c: adds tau_c * log(class frequency in an epoch) to the logits in the cross entropy (eq 3, and the
+    baseline's), so that predictions favor rare classes more (Menon et al. 2021); 0: off."""
+    target_adjustment: float = setting(0.0, ge=0)
+    """tau_a: adds tau_a * log m to the target branch's logits in eq 13, where m is the mean fused distribution of the
+    previous epoch; 0: off."""
+    min_label_prob: float = setting(0.0, ge=0, lt=1)
+    """Minimum probability of the annotated label in the fused distribution, which is mixed with the label as far as
+    necessary; 0: off."""
+    flip_consistency: float = setting(0.0, ge=0)
+    """Weight of the KL divergence of the target branch from the averaged weights' prediction for the mirrored image;
+    needs optimizer.ema_decay; 0: off."""
     detach_targets: bool = setting(False, old_name="loss.detach")
     """Stop gradients through the fused distribution to the auxiliary branch and the attention weights."""
     batch_scope: Literal["global", "local"] = setting("global", old_name="loss.scope")
     """Batch over which equations 9 to 11 are computed: the global batch (same result for any number of ranks), or each
     rank's local batch (faster)."""
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether only the target branch is trained, on labels or votes."""
+        return self.supervision in ("one_hot", "votes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +179,12 @@ class ClassDistributionConfig:
     """Label distributions to average: those computed during training, or those of an extra pass in evaluation mode."""
     sharpen_temperature: float = setting(0.0, ge=0, lt=1, old_name="class_distributions.sharpen")
     """Temperature T in (0, 1) that sharpens the class distributions to p^(1/T), normalized; 0: off."""
+    relative_threshold: float = setting(0.0, ge=0, le=1)
+    """r: lowers the threshold of an epoch to r times the mean degree of all classes, if that is below t (eq 5); 0:
+    off."""
+    sample_momentum: float = setting(0.0, ge=0, lt=1)
+    """Momentum of each sample's average label distribution over epochs, which replaces the label distribution in eq 12
+    from the sample's second epoch on; 0: off."""
 
 
 @dataclass(frozen=True, kw_only=True)

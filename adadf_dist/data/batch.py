@@ -11,7 +11,8 @@ class Batch(NamedTuple):
     """Samples `offset` to `offset + n` of a global batch of `global_size`, on the rank's device."""
 
     images: Tensor
-    """[n, 3, H, W] float32, normalized; [n, K, 3, H, W] with K views per sample (ten crops, or image and mirror)."""
+    """[n, 3, H, W] float32, normalized; [n, K, 3, H, W] with K views per sample (ten crops, or image and mirror).
+    With `model.cached_augmentations`: the extractor's stored outputs, [n, ...]."""
     labels: Tensor
     """[n] int64, the class of each sample."""
     sample_ids: Tensor
@@ -28,7 +29,7 @@ class Batch(NamedTuple):
 
     def flatten_crops(self) -> Batch:
         """Return a batch in which each crop is a separate sample: N in the paper's equations 9 to 13 counts crops."""
-        if self.images.ndim == 4:
+        if self.images.ndim != 5:
             return self
         k = self.num_crops
         images = self.images.flatten(0, 1)

@@ -119,6 +119,7 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
             "local training tars: build the dataset with a validation split, or set data.access = cache"
         )
     train, validation = load_train_val(dataset, config)
+    check_has_votes(train, config)
     test = dataset.split("test") if "test" in dataset.splits else None
     others = [key for split in (train, validation, test) if split is not None for key in split.keys.tolist()]
     train, relabeling = apply_relabeling(dataset, train, (validation, test), config)
@@ -173,6 +174,15 @@ def load_train_val(dataset: Dataset, config: Config) -> tuple[Split, Split]:
     if "validation" in dataset.splits:
         return train, dataset.split("validation")
     return hold_out_validation(train, config)
+
+
+def check_has_votes(train: Split, config: Config) -> None:
+    """Raise `UserError` if `loss.supervision` is votes, but no training sample has any."""
+    if config.loss.supervision == "votes" and (train.votes is None or not train.votes.any()):
+        raise UserError(
+            f"loss.supervision is votes, but the train split of {config.data.shards} has no annotator votes; rebuild "
+            "the dataset with votes, or set loss.supervision = one_hot"
+        )
 
 
 def hold_out_validation(train: Split, config: Config) -> tuple[Split, Split]:

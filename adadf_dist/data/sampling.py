@@ -59,15 +59,20 @@ def sample_indices(labels: NDArray[np.int64], sampler: str, random: np.random.Ge
     if sampler == "all":
         return np.arange(len(labels))
     members = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-    counts = np.array([len(m) for m in members])
-    if sampler == "balanced":
-        numbers = np.full(len(counts), counts.min())
-    elif sampler == "oversample":
-        numbers = np.full(len(counts), counts.max())
-    else:
-        assert sampler == "sqrt", sampler
-        numbers = apportion(len(labels), np.sqrt(counts))
+    numbers = sampled_counts(np.array([len(m) for m in members]), sampler)
     return np.concatenate([repeat_and_sample(m, n, random) for m, n in zip(members, numbers.tolist(), strict=True)])
+
+
+def sampled_counts(counts: NDArray[np.int64], sampler: str) -> NDArray[np.int64]:
+    """Return how many samples of each class an epoch has; `counts` are those of the split, all positive."""
+    if sampler == "all":
+        return counts
+    if sampler == "balanced":
+        return np.full(len(counts), counts.min())
+    if sampler == "oversample":
+        return np.full(len(counts), counts.max())
+    assert sampler == "sqrt", sampler
+    return apportion(int(counts.sum()), np.sqrt(counts))
 
 
 def repeat_and_sample(members: Samples, number: int, random: np.random.Generator) -> Samples:

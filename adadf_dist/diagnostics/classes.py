@@ -71,7 +71,7 @@ def find_collapse(run: RunRecords) -> Iterator[Finding]:
 def fix_collapse(run: RunRecords) -> str:
     """Return fixes for a collapse that the configuration does not use yet."""
     config, optimizer = run.config, run.config.optimizer
-    heads = config.loss.supervision != "one_hot" and optimizer.attention_lr_mult > HEAD_FACTOR
+    heads = not config.loss.is_baseline and optimizer.attention_lr_mult > HEAD_FACTOR
     steps = config.epochs * run.steps_per_epoch
     longer = steps and warmup_steps(config, run.steps_per_epoch) < WARMUP / 2 * steps
     return either(
@@ -137,8 +137,8 @@ def few_samples(run: RunRecords) -> str:
 
 
 def why_no_threshold_rule(run: RunRecords) -> str | None:
-    """Return why the threshold cannot be checked; "" if it can, None if the run does not use class distributions."""
-    if run.config.loss.supervision not in ("fused", "class"):
+    """Return why the threshold cannot be checked; "" if it can, None if the run has no fixed threshold."""
+    if run.config.loss.supervision not in ("fused", "class") or run.config.class_distributions.relative_threshold:
         return None
     if len(run.late) < GRACE_EPOCHS:
         return f"checked from epoch {run.config.loss.epoch_threshold + GRACE_EPOCHS} on"

@@ -81,7 +81,7 @@ def find_long_scaling(config: Config, length: Length) -> Iterator[Finding]:
 def find_late_threshold(config: Config, length: Length) -> Iterator[Finding]:
     """Find an epoch threshold E (eq 15, 16) that the run does not reach."""
     threshold = config.loss.epoch_threshold
-    if threshold <= length.epochs or config.loss.supervision == "one_hot":
+    if threshold <= length.epochs or config.loss.is_baseline:
         return
     yield warning(
         "loss.epoch_threshold",

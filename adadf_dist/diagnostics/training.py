@@ -93,7 +93,7 @@ def find_loader_waiting(run: RunRecords) -> Iterator[Finding]:
 
 def why_no_diverging_rule(run: RunRecords) -> str | None:
     """Return why the auxiliary branch's loss cannot be checked; "" if it can, None if the run has no such branch."""
-    if run.config.loss.supervision == "one_hot":
+    if run.config.loss.is_baseline:
         return None
     return "" if len(run.records) > RISING else f"checked from epoch {RISING + 1} on"
 
@@ -157,7 +157,7 @@ def find_overfitting(run: RunRecords) -> Iterator[Finding]:
     Compares means over `OVERFIT_WINDOW` epochs, because the best of many single epochs is biased upward.
     """
     records, config = run.records, run.config
-    name = "cross_entropy" if config.loss.supervision == "one_hot" else "kl_divergence"
+    name = "cross_entropy" if config.loss.is_baseline else "kl_divergence"
     best = max(records, key=lambda record: float(record["validation"]["accuracy"]))
     accuracies = np.array([record["validation"]["accuracy"] for record in records])
     means = np.convolve(accuracies, np.ones(OVERFIT_WINDOW) / OVERFIT_WINDOW, mode="valid")

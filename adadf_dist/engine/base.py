@@ -43,8 +43,9 @@ def init_model(config: Config, num_classes: int) -> DualBranch:
     """Build the network with random weights drawn from the seed, leaving the global random state unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        auxiliary = config.loss.supervision != "one_hot"
-        return DualBranch(config.model, num_classes, auxiliary=auxiliary, image_size=config.data.image_size)
+        return DualBranch(
+            config.model, num_classes, auxiliary=not config.loss.is_baseline, image_size=config.data.image_size
+        )
 
 
 def build_model(config: Config, num_classes: int) -> tuple[DualBranch, LoadedWeights]:
@@ -77,6 +78,18 @@ class BaseEngine(InferenceModel):
     def eval_model(self) -> DualBranch:
         """Model used for evaluation, checkpoint selection and export: the weight average, if there is one."""
         return self.average or self.model
+
+    @torch.no_grad()
+    def extract(self, images: Tensor) -> Tensor:
+        """Return the frozen extractor's outputs [n, ...], as the branches receive them."""
+        with self.autocast():
+            maps: Tensor = self.eval_model.extractor(self.to_memory_format(images))
+        return maps
+
+    def skip_extractor(self) -> None:
+        """From now on, expect outputs of the frozen extractor in place of images."""
+        for model in (self.model, self.eval_model):
+            model.skips_extractor = True
 
     def set_schedule_step(self, position: Position) -> None:
         self.learning_rate = learning_rate(self.config, position)

@@ -31,6 +31,11 @@ class Engine(Protocol):
     weights: LoadedWeights
     learning_rate: float
 
+    @property
+    def eval_model(self) -> DualBranch:
+        """The model used for evaluation, with full weights."""
+        ...
+
     def set_schedule_step(self, position: Position) -> None:
         """Set the learning rate for the training step at `position`."""
         ...
@@ -57,6 +62,14 @@ class Engine(Protocol):
 
     def infer_with_features(self, images: Tensor) -> tuple[Output, Tensor]:
         """Run both branches in evaluation mode; also return the target branch's features [n, F]. Not a collective."""
+        ...
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Return the frozen extractor's outputs [n, ...]. No collective."""
+        ...
+
+    def skip_extractor(self) -> None:
+        """From now on, expect outputs of the frozen extractor in place of images."""
         ...
 
     def state_dict(self) -> dict[str, object]:

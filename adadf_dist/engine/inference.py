@@ -46,8 +46,8 @@ class InferenceModel(ABC):
             return self._evaluating().forward_with_features(self.to_memory_format(images))
 
     def to_memory_format(self, images: Tensor) -> Tensor:
-        """Convert images to the memory format that is fastest on this device."""
-        return images.contiguous(memory_format=self.memory_format)
+        """Convert images to the memory format that is fastest on this device; other inputs become contiguous."""
+        return images.contiguous(memory_format=self.memory_format if images.ndim == 4 else torch.contiguous_format)
 
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16)

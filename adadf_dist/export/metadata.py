@@ -27,8 +27,8 @@ from adadf_dist.errors import UserError
 from adadf_dist.export.target_network import INPUT, OUTPUT
 
 REQUIRED_KEYS = ("adadf_dist", "classes", "preprocessing", "model", "supervision", "checkpoint_sha256", "epoch")
-PROVENANCE_KEYS = ("pretrained", "freeze")
-"""Keys of the `model` settings to exclude: they are not needed to rebuild the network and may contain local paths."""
+PROVENANCE_KEYS = ("pretrained", "freeze", "cached_augmentations")
+"""Keys of the `model` settings to exclude: they concern training only, and may contain local paths."""
 
 
 class ExportMetadata(NamedTuple):

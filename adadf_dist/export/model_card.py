@@ -91,7 +91,8 @@ def front_matter(name: str, by_split: Mapping[str, Mapping[str, Any]], files: Se
 
 def summary_lines(trained: TrainedModel, metadata: ExportMetadata, files: Sequence[Path]) -> list[str]:
     size = metadata.preprocessing.image_size
-    method = "its single-label baseline" if metadata.supervision == "one_hot" else "the target branch of Ada-DF"
+    baselines = {"one_hot": "its single-label baseline", "votes": "its baseline trained on annotator votes"}
+    method = baselines.get(metadata.supervision, "the target branch of Ada-DF")
     return [
         f"Facial-expression classifier, {method} (Liu et al., ICASSP 2023): {trained.config.model.backbone}, "
         f"{len(metadata.classes)} classes, images of {size} x {size}.",

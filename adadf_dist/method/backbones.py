@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from adadf_dist.config.backbone_names import TIMM
+from adadf_dist.config.backbone_names import DLIB_RESNET, TIMM
 from adadf_dist.config.schema import ModelConfig
 from adadf_dist.errors import UserError, did_you_mean
+from adadf_dist.method import dlib_resnet
 
 if TYPE_CHECKING:
     from torchvision.models.resnet import ResNet
@@ -41,9 +42,11 @@ class Backbone:
 def build_backbone(config: ModelConfig, image_size: int) -> Backbone:
     """Build the backbone `model.backbone` with random weights, split after the stage `model.shared_until`.
 
-    Raises `UserError` for an unknown stage, or for a timm network that cannot be split or does not support the image
-    size.
+    Raises `UserError` for an unknown stage, for an image size that the network does not support, and for a timm
+    network that cannot be split.
     """
+    if config.backbone == DLIB_RESNET:
+        return build_dlib_resnet(config, image_size)
     if config.backbone.startswith(TIMM):
         backbone: Backbone = import_module(TIMM_BACKBONES).build(config, image_size)
         return backbone
@@ -64,6 +67,22 @@ def build_resnet(name: str) -> ResNet:
     backbone = torchvision.models.get_model(name, weights=None)
     assert isinstance(backbone, ResNet)
     return backbone
+
+
+def build_dlib_resnet(config: ModelConfig, image_size: int) -> Backbone:
+    """Build dlib's face recognition network with random weights. Raises `UserError` for a small image size."""
+    if image_size < dlib_resnet.MIN_IMAGE_SIZE:
+        raise UserError(
+            f"data.image_size is {image_size}, too small for model.backbone {config.backbone}",
+            f"use at least {dlib_resnet.MIN_IMAGE_SIZE} (its weights were trained on 150)",
+        )
+    units = dlib_resnet.build_units()
+    stages = list(dlib_resnet.STAGES)
+    split = find_split(config, [*stages[:-1], dlib_resnet.SHARE_ALL], stages[0])
+    if split == dlib_resnet.SHARE_ALL:
+        pooled, head = dlib_resnet.MultiStagePool(units), dlib_resnet.FeatureHead()
+        return Backbone(pooled, head, nn.Identity(), dlib_resnet.HEAD_FEATURES)
+    return Backbone(*split_at(units, split), GlobalAveragePool(), dlib_resnet.NUM_FEATURES)
 
 
 class GlobalAveragePool(nn.Module):

@@ -59,11 +59,22 @@ def class_distributions(sums: Tensor, counts: Tensor, config: ClassDistributionC
         config: threshold and options of the class distributions.
     """
     means = sums / counts.clamp_min(1).unsqueeze(1)
-    met = (means.diagonal() >= config.threshold) & (counts > 0)
+    met = (means.diagonal() >= epoch_threshold(means.diagonal(), counts, config)) & (counts > 0)
     rows = torch.where(met.unsqueeze(1), means, threshold_distributions(len(counts), config))
     if config.sharpen_temperature:
         rows = sharpen(rows, config.sharpen_temperature)
     return EpochDistributions(means, counts, met, rows)
+
+
+def epoch_threshold(degrees: Tensor, counts: Tensor, config: ClassDistributionConfig) -> Tensor | float:
+    """Return the threshold of eq 5: t, or the lower of t and r times the mean of the class degrees [C].
+
+    Classes without samples are not part of the mean.
+    """
+    if not config.relative_threshold:
+        return config.threshold
+    mean = degrees.sum() / (counts > 0).sum().clamp_min(1)  # degrees of classes without samples are zero
+    return (config.relative_threshold * mean).clamp_max(config.threshold)
 
 
 class ClassDistributions:

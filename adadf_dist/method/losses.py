@@ -1,4 +1,4 @@
-"""Loss functions (equations 3 and 8 to 16). They have no state and need no host synchronization."""
+"""Loss functions (equations 3 and 8 to 16, and the extensions of docs/method.md). Stateless, no host synchronization."""
 
 from __future__ import annotations
 
@@ -39,6 +39,27 @@ class Losses(NamedTuple):
     """[n, C], target distributions of the target branch (eq 12, or the variant set by `loss.supervision`)."""
     per_sample: Tensor
     """[n], loss of each sample in the target branch, without gradients."""
+
+
+class TargetInputs(NamedTuple):
+    """What the losses of a step are computed from besides the network's outputs and the labels.
+
+    All but the first are for extensions (docs/method.md), and None if those are off.
+    """
+
+    class_distributions: Tensor
+    """[C, C], row c is D_c of eq 5."""
+    prior_offset: Tensor | None = None
+    """[C], added to the logits of the cross entropy: tau_c log prior (`loss.logit_adjustment`)."""
+    fused_offset: Tensor | None = None
+    """[C], added to the target branch's logits in eq 13: tau_a log m (`loss.target_adjustment`)."""
+    sample_averages: Tensor | None = None
+    """[n, C], average label distribution of each sample over earlier epochs; zeros for samples without one
+    (`class_distributions.sample_momentum`)."""
+    votes: Tensor | None = None
+    """[n, C], vote distribution of each sample (`loss.supervision = votes`)."""
+    teacher: Tensor | None = None
+    """[n, C], the weight average's prediction for the mirrored images (`loss.flip_consistency`)."""
 
 
 class Gatherer(Protocol):
@@ -100,13 +121,48 @@ def normalize_attention(attention: Tensor, batch: Tensor, lambda_min: float) -> 
     return torch.where(equal, 1.0, scaled * (1 - lambda_min) + lambda_min)
 
 
+def logit_offset(distribution: Tensor, tau: float) -> Tensor:
+    """Return tau * log of a distribution [C], to add to logits; classes with probability 0 get the smallest normal."""
+    return tau * distribution.clamp_min(torch.finfo(distribution.dtype).tiny).log()
+
+
+def add_offset(logits: Tensor, offset: Tensor | None) -> Tensor:
+    """Add an offset [C] to logits [n, C], if there is one."""
+    return logits if offset is None else logits + offset.to(logits.dtype)
+
+
+def prefer_averages(label_distributions: Tensor, averages: Tensor | None) -> Tensor:
+    """Replace label distributions [n, C] by the samples' averages [n, C], except where a row of averages is zero."""
+    if averages is None:
+        return label_distributions
+    has_average = averages.sum(dim=1, keepdim=True) > 0
+    return torch.where(has_average, averages.to(label_distributions.dtype), label_distributions)
+
+
+def raise_label_prob(fused: Tensor, labels: Tensor, min_prob: float) -> Tensor:
+    """Mix rows [n, C] with the annotated label, as little as needed to give it at least `min_prob`.
+
+    F' = (1 - s) F + s e_y with s = max(0, (a - F_y) / (1 - F_y)); the gradient flows through s too.
+    """
+    own = fused.gather(1, labels.unsqueeze(1))
+    # where F_y < a, 1 - F_y is above 1 - a; elsewhere the numerator is 0, and the clamp keeps gradients finite
+    share = (min_prob - own).clamp_min(0.0) / (1 - own).clamp_min(1 - min_prob)
+    return torch.lerp(fused, one_hot_rows(labels, fused), share)
+
+
+def one_hot_rows(labels: Tensor, like: Tensor) -> Tensor:
+    """Return labels [n] as rows [n, C] with the classes and the dtype of `like`."""
+    return (labels.unsqueeze(1) == torch.arange(like.shape[1], device=labels.device)).to(like.dtype)
+
+
 def make_targets(
-    label_distributions: Tensor, class_distributions: Tensor, weights: Tensor, config: LossConfig
+    label_distributions: Tensor, class_distributions: Tensor, weights: Tensor, labels: Tensor, config: LossConfig
 ) -> Tensor:
     """Return the target distributions [n, C] of the target branch.
 
     By default, they are the fusion of label and class distributions (eq 12); with `loss.supervision` set to `label` or
-    `class`, only one of the two. All inputs have one row per sample.
+    `class`, only one of the two. `loss.min_label_prob` then raises the probability of the annotated label. All inputs
+    have one row per sample.
     """
     if config.supervision == "label":
         fused = label_distributions
@@ -114,6 +170,8 @@ def make_targets(
         fused = class_distributions
     else:
         fused = torch.lerp(label_distributions, class_distributions, weights.unsqueeze(1))
+    if config.min_label_prob:
+        fused = raise_label_prob(fused, labels, config.min_label_prob)
     return fused.detach() if config.detach_targets else fused
 
 
@@ -127,10 +185,26 @@ def kl_divergence(fused: Tensor, target_logits: Tensor) -> Tensor:
     return (fused * (safe.log() - F.log_softmax(target_logits, dim=1))).sum(dim=1)
 
 
+def annotation_loss(logits: Tensor, labels: Tensor, inputs: TargetInputs, config: LossConfig, reduction: str) -> Tensor:
+    """Return the cross entropy of logits [n, C] against the labels [n], or the votes if there are any (eq 3).
+
+    Reduced over the rows by `sum`, or [n] with `none`.
+    """
+    adjusted = add_offset(logits, inputs.prior_offset)
+    target = labels if inputs.votes is None else inputs.votes.to(logits.dtype)
+    return F.cross_entropy(adjusted, target, reduction=reduction, label_smoothing=config.label_smoothing)
+
+
+def baseline_targets(labels: Tensor, like: Tensor, inputs: TargetInputs, config: LossConfig) -> Tensor:
+    """Return the targets of the baseline [n, C] in the dtype of `like`: labels or votes, smoothed."""
+    rows = one_hot_rows(labels, like) if inputs.votes is None else inputs.votes.to(like.dtype)
+    return (1 - config.label_smoothing) * rows + config.label_smoothing / rows.shape[1]
+
+
 def adadf_loss(
     output: Output,
     labels: Tensor,
-    class_distributions: Tensor,
+    inputs: TargetInputs,
     ramp: LossWeights,
     config: LossConfig,
     ranks: tuple[Gatherer, BatchSlice],
@@ -140,7 +214,7 @@ def adadf_loss(
     Args:
         output: outputs of both branches for this rank's n rows; the logits are already weighted by attention.
         labels: [n] int64, annotated classes.
-        class_distributions: [C, C], whose row c is the distribution D_c of class c (eq 5).
+        inputs: class distributions, and what the extensions need.
         ramp: the epoch's loss weights.
         ranks: the world of W ranks, and the position of this rank's rows in the global batch of N rows.
 
@@ -151,20 +225,24 @@ def adadf_loss(
     world, place = ranks
     share = world.size / place.total
     auxiliary, target = output.auxiliary_logits, output.target_logits
-    cross_entropy = F.cross_entropy(auxiliary, labels, reduction="sum") * share
-    zero = torch.zeros_like(cross_entropy)
-    if config.supervision == "one_hot":
-        per_sample = F.cross_entropy(auxiliary.detach(), labels, reduction="none")
-        one_hot = (labels.unsqueeze(1) == torch.arange(target.shape[1], device=labels.device)).to(target.dtype)
-        weights = torch.ones_like(per_sample)
-        return Losses(cross_entropy, zero, cross_entropy, zero, weights, one_hot, per_sample)
+    cross_entropy = annotation_loss(auxiliary, labels, inputs, config, "sum") * share
+    consistency: Tensor | float = 0.0
+    if inputs.teacher is not None:
+        consistency = config.flip_consistency * kl_divergence(inputs.teacher, target).sum() * share
+    if config.is_baseline:
+        per_sample = annotation_loss(auxiliary.detach(), labels, inputs, config, "none")
+        zero, weights = torch.zeros_like(cross_entropy), torch.ones_like(per_sample)
+        rows = baseline_targets(labels, target, inputs, config)
+        return Losses(cross_entropy + consistency, zero, cross_entropy, zero, weights, rows, per_sample)
 
     attention = (output.auxiliary_attention + output.target_attention) / 2  # eq 8
     batch = world.gather(attention, *place) if config.batch_scope == "global" else attention
     rank_loss = rank_regularization(batch, config.rank_ratio, config.rank_margin)
     weights = normalize_attention(attention, batch, config.lambda_min)
-    fused = make_targets(F.softmax(auxiliary, dim=1), class_distributions[labels].to(target.dtype), weights, config)
-    per_sample = kl_divergence(fused, target)
+    distributions = prefer_averages(F.softmax(auxiliary, dim=1), inputs.sample_averages)
+    rows = inputs.class_distributions[labels].to(target.dtype)
+    fused = make_targets(distributions, rows, weights, labels, config)
+    per_sample = kl_divergence(fused, add_offset(target, inputs.fused_offset))
     divergence = per_sample.sum() * share
-    total = ramp.kl * divergence + ramp.ce * cross_entropy + rank_loss
+    total = ramp.kl * divergence + ramp.ce * cross_entropy + rank_loss + consistency
     return Losses(total, divergence, cross_entropy, rank_loss, weights, fused, per_sample.detach())

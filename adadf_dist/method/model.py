@@ -80,6 +80,8 @@ class DualBranch(nn.Module):
         self.num_classes = num_classes
         self.image_size = image_size
         self.extractor_frozen = False
+        self.skips_extractor = False
+        """Whether inputs are outputs of the frozen extractor, computed earlier, instead of images."""
 
     def freeze_extractor(self) -> None:
         """Exclude the extractor's weights and BatchNorm statistics from training."""
@@ -104,7 +106,7 @@ class DualBranch(nn.Module):
 
     def forward_with_features(self, images: Tensor) -> tuple[Output, Tensor]:
         """Run both branches on images [n, 3, H, W]; also return the target branch's features [n, F]."""
-        maps = self.extractor(images)
+        maps = images if self.skips_extractor else self.extractor(images)
         if self.auxiliary is None:
             features = self.target.features(maps)
             logits = self._classify(features)
@@ -117,7 +119,7 @@ class DualBranch(nn.Module):
 
     def predict(self, images: Tensor) -> Tensor:
         """Return only the target branch's logits [n, C] for images [n, 3, H, W]."""
-        return self.predict_from_features(self.extractor(images))
+        return self.predict_from_features(images if self.skips_extractor else self.extractor(images))
 
     def predict_from_features(self, maps: Tensor) -> Tensor:
         if self.auxiliary is not None:

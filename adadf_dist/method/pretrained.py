@@ -10,10 +10,11 @@ from urllib.error import URLError
 
 from torch import Tensor
 
-from adadf_dist.config.backbone_names import TIMM
+from adadf_dist.config.backbone_names import DLIB_RESNET, TIMM
 from adadf_dist.config.schema import ModelConfig
 from adadf_dist.errors import UserError
 from adadf_dist.method.backbones import TIMM_BACKBONES
+from adadf_dist.method.dlib_resnet import FeatureHead
 from adadf_dist.method.model import DualBranch
 from adadf_dist.method.weight_files import read_weights
 from adadf_dist.method.weight_names import find_backbone
@@ -76,6 +77,11 @@ def imagenet_weights(backbone: str, image_size: int) -> dict[str, Tensor]:
         return fetched
     if backbone == "resnet10":
         raise UserError("model.pretrained imagenet: torchvision has no resnet10 weights; use model.backbone resnet18")
+    if backbone == DLIB_RESNET:
+        raise UserError(
+            f"model.pretrained imagenet: {DLIB_RESNET} has only face recognition weights",
+            "set model.pretrained to the file that `python -m adadf_dist.weights dlib` writes",
+        )
     import torchvision
 
     try:
@@ -94,7 +100,10 @@ def imagenet_weights(backbone: str, image_size: int) -> dict[str, Tensor]:
 
 
 def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[int, tuple[str, ...]]:
-    """Copy `tensors` into the extractor and target branch. Returns the number loaded and the names of unused ones."""
+    """Copy `tensors` into the extractor and target branch. Returns the number loaded and the names of unused ones.
+
+    A `FeatureHead` keeps its random weights if the file has none of its tensors.
+    """
     wanted = dict(model.extractor.state_dict())
     wanted |= model.target.stages.state_dict() | model.target.pool.state_dict()
     try:
@@ -104,7 +113,9 @@ def load_backbone(model: DualBranch, tensors: Mapping[str, Tensor], config: Mode
     inside = found.inside
     ignored = [key for key in inside if key.split(".")[0] in CLASSIFIERS and key not in wanted]
     counters = {key for key in wanted if key.endswith("num_batches_tracked")}  # missing in old files
-    missing = sorted(wanted.keys() - inside.keys() - counters)
+    head = model.target.stages.state_dict().keys() if isinstance(model.target.stages, FeatureHead) else set()
+    optional = counters if head & inside.keys() else counters | head
+    missing = sorted(wanted.keys() - inside.keys() - optional)
     unexpected = sorted(inside.keys() - wanted.keys() - set(ignored))
     matched = [key for key in wanted if key in inside]
     misshapen = sorted(key for key in matched if wanted[key].shape != inside[key].shape)

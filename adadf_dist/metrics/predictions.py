@@ -130,19 +130,21 @@ def fuse_distributions(
 
     Eq 11 scales attention by the extremes of a batch. Here a batch is `batch_size` consecutive samples of the split,
     which was shuffled when written. `loss.supervision` applies as in training: w' has no effect for `label` and
-    `class`, and is 1 in the baseline, whose targets are the labels.
+    `class`, and is 1 in the baseline, whose targets are the labels (also of one trained on votes).
+    Averages over epochs (`class_distributions.sample_momentum`) are not known here, so eq 12 uses label distributions.
 
     Returns:
         w' [S] and the fused distributions [S, C].
     """
-    if loss.supervision == "one_hot":  # the baseline trains on the label itself
+    if loss.is_baseline:  # trained on the label itself, or the votes
         return np.ones(len(labels)), np.eye(predictions.target_logits.shape[1])[labels]
     attention = torch.from_numpy(predictions.attention).double()
     batches = split_batches(np.arange(len(labels)), batch_size)
     parts = [attention[torch.from_numpy(batch)] for batch in batches]
     weights = torch.cat([normalize_attention(part, part, loss.lambda_min) for part in parts])
-    targets = class_distributions[torch.from_numpy(labels)]
-    fused = make_targets(torch.from_numpy(predictions.auxiliary_probs), targets, weights, loss)
+    rows = torch.from_numpy(labels)
+    auxiliary_probs = torch.from_numpy(predictions.auxiliary_probs)
+    fused = make_targets(auxiliary_probs, class_distributions[rows], weights, rows, loss)
     return weights.numpy(), fused.numpy()
 
 

@@ -85,7 +85,7 @@ def summarize_findings(run: RunData) -> dict[str, Any]:
     spans = [*find_length_problems(run), *find_lagging_branch(run), *finding_spans(run.epochs, run.config, run.classes)]
     checked, not_checked = assess(run.epochs, run.config, run.classes)
     checked.insert(0, "settings for the length of the run")
-    if run.config.loss.supervision != "one_hot":
+    if not run.config.loss.is_baseline:
         if run.predictions("validation") is not None:
             checked.append("auxiliary vs. target branch")
         else:
@@ -110,7 +110,7 @@ def find_length_problems(run: RunData) -> Iterator[FindingSpan]:
 def find_lagging_branch(run: RunData) -> Iterator[FindingSpan]:
     """Yield a finding if the auxiliary branch lags behind the target branch. Needs saved predictions."""
     saved = run.predictions("validation")
-    if saved is None or run.config.loss.supervision == "one_hot":
+    if saved is None or run.config.loss.is_baseline:
         return
     accuracy = float((saved.answers.auxiliary_probs.argmax(axis=1) == saved.faces.labels).mean())
     records = [record for record in run.epochs if record["epoch"] <= run.best["epoch"]]

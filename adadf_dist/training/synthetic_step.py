@@ -10,7 +10,7 @@ from adadf_dist.data.sampling import rank_slice
 from adadf_dist.distributed.world import World
 from adadf_dist.engine.ddp import build_engine
 from adadf_dist.method.class_distributions import ClassDistributions
-from adadf_dist.method.losses import BatchSlice, adadf_loss, ramp_weights
+from adadf_dist.method.losses import BatchSlice, TargetInputs, adadf_loss, ramp_weights
 
 
 class SyntheticTrainer:
@@ -27,16 +27,20 @@ class SyntheticTrainer:
         size = config.data.image_size
         self.images = torch.randn((end - first) * crops, 3, size, size, device=world.device)
         self.labels = torch.arange(len(self.images), device=world.device) % num_classes
+        if config.model.cached_augmentations:
+            self.images = self.engine.extract(self.images)
+            self.engine.skip_extractor()
         self._steps = 0
         self._ramp = ramp_weights(1, config.loss.epoch_threshold)
 
     def step(self) -> None:
-        """Run one training step as in `train.train_epoch`, without logging and sample history."""
+        """Run one training step as in `train.train_epoch`, without logging, sample history and extensions."""
         self.engine.set_schedule_step(Position(0, self._steps, 0.0))
         self._steps += 1
         output = self.engine.forward(self.images)
         ranks = (self.world, self.batch_slice)
-        losses = adadf_loss(output, self.labels, self.classes.targets, self._ramp, self.config.loss, ranks)
+        inputs = TargetInputs(self.classes.targets)
+        losses = adadf_loss(output, self.labels, inputs, self._ramp, self.config.loss, ranks)
         self.engine.step(losses.total)
         self.classes.observe(output.auxiliary_logits, self.labels)
 

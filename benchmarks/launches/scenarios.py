@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from adadf_dist.checkpoint.progress import TrainingProgress
 from adadf_dist.config.load import ConfigLayer, build_config
@@ -32,6 +33,7 @@ from adadf_dist.metrics.predictions import both_branches
 from adadf_dist.tracking.logger import RunLogger
 from adadf_dist.tracking.sample_history import SampleHistoryRecorder
 from adadf_dist.train import TrainState, train_epoch
+from adadf_dist.training.target_state import build_target_state
 from benchmarks.launches.fake_cuda import DEVICE, fake_cuda
 from benchmarks.launches.recorder import OpRecorder
 
@@ -49,6 +51,20 @@ class Counts(TypedDict):
     copies_to_device: int
     ops: dict[str, int]
     faults: list[str]
+
+
+class StubSplit:
+    """The parts of a training split that the losses need."""
+
+    classes = ("class",) * CLASSES
+    labels = np.arange(SAMPLES) % CLASSES
+    votes = np.ones((SAMPLES, CLASSES), dtype=np.float32)
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def class_counts(self) -> NDArray[np.int64]:
+        return np.bincount(self.labels)
 
 
 class StepLogger(RunLogger):
@@ -80,7 +96,8 @@ def training_step(recorder: OpRecorder, values: Mapping[str, object]) -> None:
         world = World(DEVICE)
         classes = ClassDistributions(CLASSES, config.class_distributions, world)
         history = SampleHistoryRecorder(SAMPLES, CLASSES, world, range(8))
-        state = TrainState(build_engine(config, CLASSES, world), classes, history, TrainingProgress())
+        targets = build_target_state(config, StubSplit(), world)  # type: ignore[arg-type]
+        state = TrainState(build_engine(config, CLASSES, world), classes, targets, history, TrainingProgress())
 
         def batches(epoch: int, first: int) -> Iterator[Batch]:
             batch = make_batch(config.data)
@@ -125,6 +142,16 @@ def augmentation(recorder: OpRecorder, policy: str, size: int, ten_crop: int = 0
 FROZEN = {"model.freeze": "always"}
 AVERAGED = {"optimizer.ema_decay": 0.999, "optimizer.max_grad_norm": 1.0}
 BASELINE = {"loss.supervision": "one_hot"}
+EXTENSIONS = {
+    "loss.target_adjustment": 0.7,
+    "loss.min_label_prob": 0.5,
+    "loss.logit_adjustment": 1.2,
+    "loss.label_smoothing": 0.1,
+    "loss.flip_consistency": 0.4,
+    "optimizer.ema_decay": 0.999,
+    "class_distributions.sample_momentum": 0.6,
+    "class_distributions.relative_threshold": 0.8,
+}
 TEN_CROPS = {"data.image_size": 48, "data.ten_crop_resize": 64}
 
 SCENARIOS: dict[str, Callable[[OpRecorder], None]] = {
@@ -132,6 +159,7 @@ SCENARIOS: dict[str, Callable[[OpRecorder], None]] = {
     "training step, frozen extractor": partial(training_step, values=FROZEN),
     "training step, weight average and clipping": partial(training_step, values=AVERAGED),
     "training step, baseline": partial(training_step, values=BASELINE),
+    "training step, extensions": partial(training_step, values=EXTENSIONS),
     "training step, ten crops": partial(training_step, values=TEN_CROPS),
     "evaluation step": partial(evaluation_step, both=False),
     "evaluation step, both branches": partial(evaluation_step, both=True),

@@ -55,7 +55,7 @@ def network(config: Config, num_classes: int, frozen: bool) -> DualBranch:
 def step_traffic(model: DualBranch, config: Config, ranks: int, device: Device) -> list[Communication]:
     """Return the messages of a training step on a global batch of `config.batch_size` samples with one crop each."""
     found = [gradients(model)]
-    if config.loss.batch_scope == "global" and config.loss.supervision != "one_hot":
+    if config.loss.batch_scope == "global" and not config.loss.is_baseline:
         # eqs 9 to 11: each rank writes its attention, and its gradient, to a buffer of the global batch
         found.append(Communication("attention", "all-reduce", 2, 2 * config.batch_size * FLOAT))
     if config.runtime.sync_batch_norm:

@@ -16,6 +16,7 @@ from adadf_dist.check import __main__ as check
 from adadf_dist.check import throughput
 from adadf_dist.check.dry_run import activation_bytes
 from adadf_dist.config.load import base_config
+from adadf_dist.method.backbones import build_resnet
 from tests.helpers.runs import command, finish, settings
 
 
@@ -65,6 +66,18 @@ def test_step_is_measured_at_the_largest_actual_batch(
     plan = planned({**settings(faces, tmp_path / "run"), "batch_size": "640"}, capsys)
     assert "of activations per step (64 images per rank)" in plan
     assert "batch_size = 640 is at least the number of samples per epoch" in plan
+
+
+def test_plan_gives_the_size_of_stored_maps(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two of each of 64 training samples, 20 and 30 others; 64 maps of a quarter of the side."""
+    torch.save(build_resnet("resnet10").state_dict(), tmp_path / "w.pt")
+    more = {"model__pretrained": str(tmp_path / "w.pt"), "model__cached_augmentations": "3", "data__image_size": "128"}
+    before = content(tmp_path)
+    plan = planned(settings(faces, tmp_path / "run", data__cache_dir=str(tmp_path / "cache"), **more), capsys)
+    size = (2 * 64 + 20 + 30) * 64 * 32 * 32 * 4 / 1e9
+    assert f"maps           {size:.2f} GB in {tmp_path / 'cache'} on each node" in plan
+    assert "with 2 augmentations of each training sample" in plan  # a third epoch would use the third
+    assert content(tmp_path) == before and not (tmp_path / "cache").exists()
 
 
 def test_plan_of_a_resumed_run(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

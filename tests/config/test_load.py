@@ -72,12 +72,38 @@ def test_command_line_values_are_parsed_by_type() -> None:
         (["--augment.erase_scale", "[0.3,0.2]"], r"augment\.erase_scale"),
         (["--class_distributions.threshold", "1"], r"class_distributions\.threshold is 1\.0; allowed: \(0, 1\)"),
         (["--augment.magnitude", "11"], r"augment\.magnitude is 11\.0; allowed: \[0, 10\]"),
+        (["--loss.label_smoothing", "1"], r"loss\.label_smoothing is 1\.0; allowed: \[0, 1\)"),
+        (
+            ["--loss.flip_consistency", "1"],
+            r"loss\.flip_consistency is 1\.0; allowed: 0 while optimizer\.ema_decay is 0",
+        ),
     ],
 )
 def test_command_line_errors_are_reported(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         parse_cli(words)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "other", "setting"),
+    [
+        ("loss.target_adjustment", "1", "loss.supervision", "one_hot"),
+        ("loss.min_label_prob", "0.5", "loss.supervision", "votes"),
+        ("loss.logit_adjustment", "1", "data.sampler", "balanced"),
+        ("loss.logit_adjustment", "1", "data.sampler", "oversample"),
+        ("class_distributions.sample_momentum", "0.5", "loss.supervision", "class"),
+        ("class_distributions.relative_threshold", "0.5", "loss.supervision", "label"),
+        ("data.label_noise_rate", "0.1", "loss.supervision", "votes"),
+        ("data.label_noise_file", "noise.csv", "loss.supervision", "votes"),
+        ("data.relabel_file", "relabel.csv", "loss.supervision", "votes"),
+    ],
+)
+def test_settings_without_effect_are_rejected(option: str, value: str, other: str, setting: str) -> None:
+    with pytest.raises(UserError, match=rf"{option} is .*; allowed: (0|empty) while {other} is {setting}") as caught:
+        parse_cli([f"--{option}", value, f"--{other}", setting])
+    assert "\n" not in str(caught.value)
+    parse_cli([f"--{option}", value])
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ FORMER_NAMES = {
 """Concept -> its option, and other names that a command might use for it."""
 WITH_CONCEPT = {
     "--shards": {"evaluate", "audit", "export", "report"},
-    "--overwrite": {"evaluate", "audit", "export", "report", "predict", "convert", "build", "doctor"},
+    "--overwrite": {"evaluate", "audit", "export", "report", "predict", "convert", "weights", "build", "doctor"},
     "--device": {"evaluate", "audit", "export", "predict"},
     "--precision": {"evaluate", "audit"},
     "--checkpoint": {"evaluate", "audit"},

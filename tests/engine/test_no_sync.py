@@ -14,9 +14,11 @@ from adadf_dist.data.batch import Batch
 from adadf_dist.engine.ddp import DDPEngine
 from adadf_dist.method.class_distributions import ClassDistributions
 from adadf_dist.method.losses import BatchSlice
+from adadf_dist.method.target_averages import MeanFused, SampleAverages
 from adadf_dist.tracking.sample_history import SampleHistoryRecorder
+from adadf_dist.training.target_state import TargetState
 from tests.helpers.ranks import single_process_world
-from tests.helpers.steps import LOSSES, take_step
+from tests.helpers.steps import EXTENSIONS, LOSSES, take_extended_step, take_step
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.default", "is_nonzero")
 
@@ -55,6 +57,20 @@ def test_step_never_synchronizes(supervision: str, precision: str) -> None:
     step(0)
     with Watch() as watch:
         step(1)
+    assert watch.seen == []
+
+
+def test_step_with_extensions_never_synchronizes() -> None:
+    config = build_config([ConfigLayer("test", EXTENSIONS)])
+    world = single_process_world()
+    engine, classes = DDPEngine(config, 7, world), ClassDistributions(7, config.class_distributions, world)
+    offset = torch.zeros(7, dtype=torch.float64)
+    targets = TargetState(config, offset, None, MeanFused(7, world), SampleAverages(20, 7, 0.5, world))
+    rows = Batch(torch.randn(8, 3, 32, 32), torch.arange(8) % 7, torch.arange(8), 0, 8)
+    take_extended_step(engine, classes, targets, rows, world)
+    targets.finalize_epoch()
+    with Watch() as watch:
+        take_extended_step(engine, classes, targets, rows, world)
     assert watch.seen == []
 
 

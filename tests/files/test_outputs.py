@@ -29,6 +29,7 @@ COMMANDS = (
     "adadf_dist.convert",
     "adadf_dist.predict.__main__",
     "adadf_dist.report.__main__",
+    "adadf_dist.weights.__main__",
     "benchmarks.shard_build",
     "shards.build",
     "shards.doctor.__main__",
@@ -40,7 +41,7 @@ COMMANDS = (
 
 INPUTS = {
     *("run", "runs", "folder", "path", "file", "model", "root", "csv", "ferplus", "relabel", "class_mapping", "shards"),
-    *("reference_labels", "dir", "source_root"),
+    *("reference_labels", "dir", "source_root", "source", "weights"),
 }
 """Destinations of options whose path is read."""
 
@@ -54,6 +55,7 @@ FILES: dict[tuple[str, str], list[str]] = {
             "scaling": ["scaling"],
             "comm-cost": ["comm-cost"],
             "audit": ["audit", "nowhere"],
+            "face-probe": ["face-probe", "--weights", "nowhere", "--shards", "nowhere"],
         }.items()
     },
     ("benchmarks.__main__ loader-images", "--out"): ["benchmarks.__main__", "loader-images"],
@@ -66,6 +68,7 @@ FILES: dict[tuple[str, str], list[str]] = {
     ("adadf_dist.convert", "--out"): ["adadf_dist.convert", "nowhere", "--classes", "a,b"],
     ("adadf_dist.predict.__main__", "--out"): ["adadf_dist.predict.__main__", "nowhere", "nothing"],
     ("adadf_dist.report.__main__", "--out"): ["adadf_dist.report.__main__", "nowhere"],
+    ("adadf_dist.weights.__main__ dlib", "--out"): ["adadf_dist.weights.__main__", "dlib", "--from", "nowhere"],
     ("shards.doctor.__main__", "--json"): ["shards.doctor.__main__", "nowhere"],
     ("shards.doctor.__main__", "--html"): ["shards.doctor.__main__", "nowhere"],
 }

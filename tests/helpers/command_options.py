@@ -22,6 +22,7 @@ COMMANDS = (
     "adadf_dist.audit.__main__",
     "adadf_dist.export.__main__",
     "adadf_dist.convert",
+    "adadf_dist.weights.__main__",
     "benchmarks.__main__",
     "shards.build",
     "shards.verify",

@@ -16,6 +16,7 @@ from adadf_dist.method.losses import (
     BatchSlice,
     Losses,
     LossWeights,
+    TargetInputs,
     adadf_loss,
     normalize_attention,
     ramp_weights,
@@ -30,7 +31,8 @@ needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="the golden vector
 
 
 def loss_of(output: Output, labels: Tensor, classes: Tensor, ramp: LossWeights, config: LossConfig) -> Losses:
-    return adadf_loss(output, labels, classes, ramp, config, (single_process_world(), BatchSlice(0, len(labels))))
+    inputs = TargetInputs(classes)
+    return adadf_loss(output, labels, inputs, ramp, config, (single_process_world(), BatchSlice(0, len(labels))))
 
 
 def random_case(rows: int, classes: int, seed: int, scale: float = 2.0) -> tuple[Output, Tensor, Tensor]:
@@ -276,7 +278,7 @@ def test_attention_scope_over_ranks(scope: str) -> None:
     for rows in (slice(0, 8), slice(8, 13)):
         mine = Output(*(t[rows].detach() for t in output))
         place = BatchSlice(rows.start, 13)
-        ranks.append(adadf_loss(mine, labels[rows], classes, ramp, config, (Rank(2, attention), place)))
+        ranks.append(adadf_loss(mine, labels[rows], TargetInputs(classes), ramp, config, (Rank(2, attention), place)))
         parts.append(naive_loss(mine, labels[rows], classes, ramp, config))
     means = {name: sum(getattr(r, name).item() for r in ranks) / 2 for name in ("total", "cross_entropy")}
     assert means["cross_entropy"] == pytest.approx(whole["ce"], abs=1e-12)

@@ -203,7 +203,7 @@ def test_on_epoch_and_the_published_protocol(faces: Path, tmp_path: Path) -> Non
     assert result.best_on_test["accuracy"] == max(tested.values())  # type: ignore[type-var]
 
 
-@pytest.mark.parametrize("supervision", ["label", "class", "one_hot"])
+@pytest.mark.parametrize("supervision", ["label", "class", "one_hot", "votes"])
 def test_ablations_train(supervision: str, faces: Path, tmp_path: Path) -> None:
     values = settings(faces, tmp_path / supervision, loss__supervision=supervision, epochs="1")
     result = train.run(build_config([ConfigLayer("test", values)]))

@@ -30,6 +30,7 @@ Read = Callable[[int], bytes | memoryview]
 class Loader(Protocol):
     """Produces one rank's batches from the splits of a dataset."""
 
+    recipe: LoaderConfig
     num_replaced: int
     """Number of training samples replaced since the last reset because they failed to decode."""
 

@@ -1,6 +1,7 @@
 """Local cache of remote datasets, shared by all ranks and runs. The least recently used are evicted first.
 
     CACHE/entries/HASH/   a dataset folder, named by the SHA-256 of its dataset.json: changed content is a new entry
+    CACHE/entries/maps-HASH/  stored outputs of a frozen extractor (data/map_store.py)
     CACHE/sources/        for each URL, its latest entry, for offline starts
     CACHE/locks/          HASH.use, shared by an entry's readers; HASH.fetch, held to fetch it; room.lock, held to evict
 
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
+from typing import NamedTuple
 
 from adadf_dist.config.schema import DataConfig
 from adadf_dist.console.logs import EVERY_RANK, get_logger
@@ -150,7 +152,8 @@ def fetch_missing(remote: Remote, entry: Path, content: bytes, data: DataConfig,
         wanted = list_files(create_entry(remote, entry, content), streamed_splits(data))
         missing = missing_files(wanted, entry)
         if missing:
-            evict_to_fit(entry, total_bytes(wanted), total_bytes(missing), data)
+            space = SpaceRequest(data.shards, total_bytes(wanted), total_bytes(missing), "set data.access = stream")
+            evict_to_fit(entry, space, data)
             log(f"fetching {len(missing)} files, {total_bytes(missing) / GB:.3g} GB, of {remote.url} into {entry}")
             fetch_files(remote, missing, entry, bar)
 
@@ -169,18 +172,32 @@ def create_entry(remote: Remote, entry: Path, content: bytes) -> Manifest:
         raise UserError(str(error).replace(str(path), remote.url_for(MANIFEST))) from None
 
 
-def evict_to_fit(entry: Path, size: int, missing: int, data: DataConfig) -> None:
-    """Evict complete entries, least recently used first, until `size` bytes fit `data.cache_size_gb`.
+class SpaceRequest(NamedTuple):
+    """Space that a cache entry needs."""
+
+    owner: str
+    """What needs it, for messages."""
+    size: int
+    """Size of the complete entry in bytes."""
+    missing: int
+    """Bytes that are still to be written."""
+    alternative: str
+    """What the user can do instead, for messages."""
+
+
+def evict_to_fit(entry: Path, space: SpaceRequest, data: DataConfig) -> None:
+    """Evict complete entries, least recently used first, until `space.size` bytes fit `data.cache_size_gb`.
 
     Entries in use by a running process are kept. Raises `UserError` if there is not enough space.
     """
+    owner, size, missing, alternative = space
     entries, limit = entry.parent, data.cache_size_gb * GB
     with exclusive_lock(entries.parent / "locks" / "room.lock", SETTING, give_up=lambda: False):
         if limit:
             if size > limit:
                 raise UserError(
-                    f"data.cache_size_gb is {data.cache_size_gb:g}, but {data.shards} needs {size / GB:.3g} GB; "
-                    "raise the limit or set data.access = stream"
+                    f"data.cache_size_gb is {data.cache_size_gb:g}, but {owner} needs {size / GB:.3g} GB; "
+                    f"raise the limit or {alternative}"
                 )
             others = sorted((path for path in entries.iterdir() if path != entry), key=lambda p: p.stat().st_mtime)
             used = {other: entry_size(other) for other in others}
@@ -189,14 +206,14 @@ def evict_to_fit(entry: Path, size: int, missing: int, data: DataConfig) -> None
                     del used[other]
             if size + sum(used.values()) > limit:
                 raise UserError(
-                    f"data.cache_size_gb is {data.cache_size_gb:g}: {data.shards} needs {size / GB:.3g} GB, and "
+                    f"data.cache_size_gb is {data.cache_size_gb:g}: {owner} needs {size / GB:.3g} GB, and "
                     f"{sum(used.values()) / GB:.3g} GB in {data.cache_dir} are in use by other runs; "
                     "raise the limit or wait"
                 )
         free = shutil.disk_usage(entries).free
         if missing > free:
             raise UserError(
-                f"data.cache_dir is {data.cache_dir}: {data.shards} needs {missing / GB:.3g} GB more there and "
+                f"data.cache_dir is {data.cache_dir}: {owner} needs {missing / GB:.3g} GB more there and "
                 f"{free / GB:.3g} GB are free; free some space, choose another folder, or set data.cache_size_gb "
                 "to evict unused datasets"
             )

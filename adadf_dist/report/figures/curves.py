@@ -47,7 +47,7 @@ def plot_accuracy(axes: Any, run: RunData) -> None:
 def plot_losses(axes: Any, run: RunData) -> None:
     shown = {"total": "total (14)", "kl_divergence": "KL divergence (13)", "cross_entropy": "cross entropy (3)"}
     shown["rank_regularization"] = "rank regularization (9)"
-    if run.config.loss.supervision == "one_hot":
+    if run.config.loss.is_baseline:
         shown = {"cross_entropy": "cross entropy"}
     for number, (name, label) in enumerate(shown.items()):
         style = {"color": color(number), "linestyle": dash_pattern(number), "label": label}

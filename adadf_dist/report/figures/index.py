@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from adadf_dist.config.schema import ClassDistributionConfig
 from adadf_dist.report.figures.class_figures import (
     plot_attention,
     plot_confusion,
@@ -34,7 +35,7 @@ def list_figures(runs: Sequence[RunData], sample: TrackedSample | None) -> Itera
     run = runs[0]
     if len(runs) > 1:
         yield FigureSpec("runs", "Runs compared", lambda: plot_runs(runs), "Validation after each epoch.")
-    one_hot = run.config.loss.supervision == "one_hot"
+    is_baseline = run.config.loss.is_baseline
     yield FigureSpec(
         "curves",
         "Training",
@@ -44,7 +45,7 @@ def list_figures(runs: Sequence[RunData], sample: TrackedSample | None) -> Itera
     )
     plot = partial(plot_confusion, confusion_matrices(run), run.classes)
     yield FigureSpec("confusion", "Confusion", plot, confusion_caption(run))
-    if run.history and not one_hot:
+    if run.history and not is_baseline:
         yield FigureSpec(
             "class_distributions",
             "Class distributions",
@@ -56,7 +57,7 @@ def list_figures(runs: Sequence[RunData], sample: TrackedSample | None) -> Itera
             "thresholds",
             "Thresholds",
             lambda: plot_thresholds(run),
-            f"t = {run.config.class_distributions.threshold:g}. A class with its mean below t is trained on its "
+            f"t = {format_threshold(run.config.class_distributions)}. A class with its mean below t is trained on its "
             "threshold distribution instead.",
         )
     if run.history and run.samples is not None and run.config.loss.supervision == "fused":
@@ -115,8 +116,15 @@ def tsne_figures(runs: Sequence[RunData]) -> Iterator[FigureSpec]:
         return
 
 
+def format_threshold(config: ClassDistributionConfig) -> str:
+    if not config.relative_threshold:
+        return f"{config.threshold:g}"
+    return f"{config.threshold:g}, or {config.relative_threshold:g} times the mean of all classes if that is lower"
+
+
 def format_title(run: RunData) -> str:
     words = {"fused": "Ada-DF", "label": "label distributions only", "class": "class distributions only"}
+    words["votes"] = "votes only"
     return f"{words.get(run.config.loss.supervision, 'single-label baseline')}: {run.name}"
 
 

@@ -99,7 +99,7 @@ def distribution_stages(run: RunData, sample: TrackedSample) -> dict[str, NDArra
     last = int(np.flatnonzero(~np.isnan(sample.distributions[:, 0, 0]))[-1])
     found = {"votes": sample.votes} if sample.votes is not None else {}
     found["label"] = np.eye(len(run.classes))[sample.label]
-    if run.config.loss.supervision != "one_hot":
+    if not run.config.loss.is_baseline:
         found["auxiliary (1)"] = sample.distributions[last, AUXILIARY]
         found["class (5)"] = class_distribution(run, last, sample.label)
         found["fused (12)"] = sample.distributions[last, FUSED]
@@ -121,7 +121,7 @@ def plot_tracked_sample(run: RunData, sample: TrackedSample) -> Figure:
     """Plot the last recorded distributions of the sample (top), and how they changed over the epochs (bottom)."""
     classes, shown = run.classes, distribution_stages(run, sample)
     moving = {"Auxiliary (label distribution)": AUXILIARY, "Fused": FUSED, "Target (prediction)": TARGET}
-    if run.config.loss.supervision == "one_hot":
+    if run.config.loss.is_baseline:
         moving = {"Target (prediction)": TARGET}
     figure = new_figure(4.2)
     parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1.15))

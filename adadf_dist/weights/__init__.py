@@ -1,0 +1,1 @@
+"""Convert publicly available weights to files for `model.pretrained`."""
