@@ -17,8 +17,8 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
 import torch.cuda.amp.common as amp
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 import adadf_dist.engine.base as engine_base
@@ -49,7 +49,7 @@ def run_with_stub(module: str, words: Sequence[str] = ()) -> str:
         library = Path(folder) / "libcuda.so.1"
         subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(STUB)], check=True)
         env = {**os.environ, "LD_PRELOAD": str(library), "LD_LIBRARY_PATH": folder, "CUDA_VISIBLE_DEVICES": "0"}
-        command = [sys.executable, "-m", module, *words]
+        command = [sys.executable, "-X", "faulthandler", "-m", module, *words]
         done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{module} failed with status {done.returncode}:\n{done.stderr.strip()[-4000:]}")

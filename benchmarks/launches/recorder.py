@@ -44,7 +44,7 @@ class OpRecorder(TorchDispatchMode):
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[1]
         inputs = tensors([*args, *kwargs.values()])
-        self._check_inputs(name, inputs, args)  # before the call, which may raise for the same reason
+        self._check_inputs(name, inputs, args, kwargs)  # before the call, which may raise for the same reason
         result = func(*args, **kwargs)
         outputs = tensors(result)
         if any(on_cuda(tensor) for tensor in (*inputs, *outputs)):
@@ -58,10 +58,10 @@ class OpRecorder(TorchDispatchMode):
     def launches(self) -> int:
         return sum(self.ops.values())
 
-    def _check_inputs(self, name: str, inputs: list[Tensor], args: Any) -> None:
+    def _check_inputs(self, name: str, inputs: list[Tensor], args: Any, kwargs: Any) -> None:
         if not any(map(on_cuda, inputs)):
             return
-        if name in WAITS or (name == "repeat_interleave" and "output_size" not in args and len(args) < 2):
+        if name in WAITS or (name == "repeat_interleave" and kwargs.get("output_size") is None):
             self._fault(name)
         if name in INDEXING and any(index.dtype in (torch.bool, torch.uint8) for index in tensors(args[1])):
             self._fault(f"{name} with a boolean mask")
