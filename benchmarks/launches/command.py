@@ -61,7 +61,9 @@ def torch_release() -> str:
 
 
 def make_budget(counts: Mapping[str, Counts]) -> Budget:
-    numbers = {name: {"launches": c["launches"], "copies_to_device": c["copies_to_device"]} for name, c in counts.items()}
+    numbers = {
+        name: {"launches": c["launches"], "copies_to_device": c["copies_to_device"]} for name, c in counts.items()
+    }
     return Budget(torch=torch_release(), scenarios=numbers)
 
 
