@@ -92,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         if module not in (loader_images, launches):
             command.add_argument("--json", type=Path, help="also write the results to this file")
-        add_overwrite_option(command, "an output file")
+        if module is not launches:
+            add_overwrite_option(command, "an output file")
     words = list(sys.argv[1:] if argv is None else argv)
     if words and (renamed := OLD_COMMANDS.get(words[0])):
         print(f"note: {words[0]} is now {renamed}", file=sys.stderr, flush=True)

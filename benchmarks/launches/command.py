@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import torch
 
@@ -17,7 +17,7 @@ from benchmarks.launches.fake_cuda import run_with_stub
 from benchmarks.launches.scenarios import Counts
 
 BUDGET = Path(__file__).with_name("budget.json")
-COLUMNS = ("launches", "copies_to_device")
+COLUMNS: tuple[Literal["launches", "copies_to_device"], ...] = ("launches", "copies_to_device")
 REGENERATE = "python -m benchmarks launches --write"
 
 
@@ -61,9 +61,7 @@ def torch_release() -> str:
 
 
 def make_budget(counts: Mapping[str, Counts]) -> Budget:
-    numbers = {
-        name: {"launches": c["launches"], "copies_to_device": c["copies_to_device"]} for name, c in counts.items()
-    }
+    numbers = {name: {column: found[column] for column in COLUMNS} for name, found in counts.items()}
     return Budget(torch=torch_release(), scenarios=numbers)
 
 
