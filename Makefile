@@ -20,10 +20,8 @@ test: .venv/all  ## All tests but the slow ones; 3 at a time, since tests of sev
 test-all: .venv/all  ## The slow tests too; those marked gpu run where there is a GPU.
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-gpu: .venv/all  ## On a GPU: its tests, and the speed of its loader and step.
-	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python -m benchmarks loaders --batch-size 256 --num-workers 8
-	$(BIN)/python -m benchmarks step --batch-size 256 --steps 30 --compile off default reduce-overhead
+gpu: .venv/all  ## On a GPU: its tests, and the speed of its loader, step and training, in ten minutes.
+	benchmarks/gpu_check.sh
 
 lint: .venv/all  ## ruff, the words of .dialect, the layers, mypy --strict.
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Run benchmarks: `python -m benchmarks loaders|step|epoch|loader-images|scaling|comm-cost|audit|face-probe`.
+"""Run benchmarks: `python -m benchmarks loaders|step|epoch|loader-images|launches|scaling|comm-cost|audit|face-probe`.
 
 Timings on shared machines are noisy, so compare ratios of measurements from the same run.
 """
@@ -13,6 +13,7 @@ from adadf_dist.console.exit import cli_errors
 from adadf_dist.console.parser import make_parser
 from adadf_dist.files.outputs import add_overwrite_option, check_output_path
 from benchmarks import audit_scores, epoch, face_probe, loader_images, loaders, step
+from benchmarks.launches import command as launches
 from benchmarks.scaling import cost_tables
 from benchmarks.scaling import measure as scaling
 
@@ -40,6 +41,12 @@ COMMANDS = {
         loader_images,
         "output of both loaders for the same samples, side by side in one image",
         "Write a PNG of the first batch of a training epoch from each loader, and of their difference.",
+    ),
+    "launches": (
+        launches,
+        "number of operations that a step launches on a GPU, compared with the budget; no GPU, no timing",
+        "Run a training step, an evaluation step and the augmentation on fake CUDA tensors, count the operations that "
+        "launch kernels and the copies to the device, and look for host waits. Needs a C compiler.",
     ),
     "scaling": (
         scaling,
@@ -78,14 +85,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, (module, brief, description) in COMMANDS.items():
         command = commands.add_parser(name, help=brief, description=description)
         module.add_options(command)
-        if module not in (loader_images, cost_tables, audit_scores, face_probe):
+        if module not in (loader_images, launches, cost_tables, audit_scores, face_probe):
             rounds = 3 if module is scaling else 1
             command.add_argument(
                 "--repeat", type=int, default=rounds, help="number of interleaved rounds (default: %(default)s)"
             )
-        if module is not loader_images:
+        if module not in (loader_images, launches):
             command.add_argument("--json", type=Path, help="also write the results to this file")
-        add_overwrite_option(command, "an output file")
+        if module is not launches:
+            add_overwrite_option(command, "an output file")
     words = list(sys.argv[1:] if argv is None else argv)
     if words and (renamed := OLD_COMMANDS.get(words[0])):
         print(f"note: {words[0]} is now {renamed}", file=sys.stderr, flush=True)

@@ -148,8 +148,10 @@ class BaseEngine(InferenceModel):
 def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
     """Update the moving average with the model's weights; copy buffers such as BatchNorm statistics."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-    for buffer, new in zip(average.buffers(), model.buffers(), strict=True):
-        buffer.copy_(new)
+    buffers = list(zip(average.buffers(), model.buffers(), strict=True))
+    for dtype in {buffer.dtype for buffer, _ in buffers}:  # one kernel for all tensors of a dtype
+        own, new = zip(*(pair for pair in buffers if pair[0].dtype == dtype), strict=True)
+        torch._foreach_copy_(own, new)
 
 
 def cpu_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ class MetricAccumulator:
             fractions = votes.double() / counts.clamp_min(1)
             terms = torch.xlogy(fractions, fractions) - fractions * log_p
             divergence, voted = terms.sum(), (counts > 0).sum().double()
-        self.sums += torch.stack([log_p.new_tensor(len(labels)), entropy, divergence, voted])
+        self.sums += torch.stack([log_p.new_full((), len(labels)), entropy, divergence, voted])
 
     def compute(self, split: Split) -> Metrics:
         """Sum over ranks and return the metrics. Collective: every rank must call this."""

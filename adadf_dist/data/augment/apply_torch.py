@@ -84,7 +84,7 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     torch.add(a[3] * x, a[4] * y + (2 * a[5] - 1), out=grid[..., 1])
     sampled = F.grid_sample(images.float(), grid, "bilinear", "border", align_corners=False)
     inside = (grid.abs() < 1).view(torch.int16) == BOTH_TRUE
-    fill = torch.tensor(FILL, dtype=torch.uint8, device=images.device).view(3, 1, 1)
+    fill = to_device_of(np.array(FILL, dtype=np.uint8), images).view(3, 1, 1)
     # truncated like the reference, but rounding may leave the mean of four equal values slightly below them
     sampled = sampled.add_(ROUNDING).to(torch.uint8)
     return torch.where(inside.view(-1, 1, height, width), sampled, fill)

@@ -158,8 +158,9 @@ class DeviceTransform:
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
         self.preprocessing = preprocessing
         shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(preprocessing.mean, device=device).mul_(255).view(shape)
-        self._std = torch.tensor(preprocessing.std, device=device).mul_(255).view(shape)
+        # computed on the host: the loader's thread reads them on another CUDA stream than this one's
+        self._mean = torch.tensor(preprocessing.mean).mul_(255).view(shape).to(device)
+        self._std = torch.tensor(preprocessing.std).mul_(255).view(shape).to(device)
 
     def __call__(self, images: Tensor, boxes: Tensor) -> Tensor:
         """Turn images, uint8 [n, 3, S, S], into network input and erase `boxes`, int64 [n, 4], from it."""
