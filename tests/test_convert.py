@@ -140,7 +140,7 @@ def test_user_errors_are_one_line(network: DualBranch, tmp_path: Path, capsys: p
     assert "distinct" in refused(capsys, file, "a,b,c,d,e,f,a")
     assert "no such file" in refused(capsys, tmp_path / "nowhere.pth")
     plain = save(tmp_path / "plain.pth", {"conv1.weight": torch.zeros(3)})
-    assert "conv1.weight is unknown; pass a checkpoint of the published code" in refused(capsys, plain)
+    assert "unknown tensor conv1.weight; pass a checkpoint of the published code" in refused(capsys, plain)
     (tmp_path / "text.pth").write_text("hello")
     assert "not a file of plain tensors" in refused(capsys, tmp_path / "text.pth")
     (tmp_path / "there.pt").touch()
