@@ -96,10 +96,12 @@ def remap_state_dict(tensors: Tensors, path: Path) -> dict[str, Tensor]:
         elif new_name not in ours:
             published[new_name], ours[new_name] = name, tensor
         elif not torch.equal(ours[new_name], tensor):
-            raise UserError(f"{path}: {name} should equal {published[new_name]} but differs; unsupported layout")
+            raise UserError(
+                f"{path}: tensor {name} should equal {published[new_name]}, but does not; pass another checkpoint"
+            )
     if unknown:
         raise UserError(
-            f"{path}: {first_few(unknown)} {'is' if len(unknown) == 1 else 'are'} unknown; pass a checkpoint of the "
+            f"{path}: unknown tensor{'' if len(unknown) == 1 else 's'} {first_few(unknown)}; pass a checkpoint of the "
             "published code"
         )
     return ours
@@ -133,7 +135,7 @@ def infer_backbone(tensors: Tensors, path: Path) -> str:
     if name is None:
         kind = "bottleneck" if bottleneck else "basic"
         raise UserError(
-            f"{path}: {len(blocks)} {kind} blocks in layer3 match none of {', '.join(known.values())}; is it a "
+            f"{path}: layer3 has {len(blocks)} {kind} blocks, unlike {', '.join(known.values())}; is it a "
             "checkpoint of the published code?"
         )
     return name

@@ -71,7 +71,8 @@ def find_messages(tree: ast.Module) -> Iterator[str]:
             if name in MESSAGE_CALLS and len(re.findall(r"\S*[A-Za-z]\S*", fixed)) >= MIN_WORDS:
                 message, *rest = ("".join(text for text, _ in part) for part in parts)
                 if rest and isinstance(node.func, ast.Name) and name == "warning":
-                    message = f"{message}: {rest.pop(0)}"  # a finding starts with the name of the check
+                    # a finding starts with the name of the check, unless the text already starts with it
+                    message = rest.pop(0) if rest[0].startswith(message) else f"{message}: {rest.pop(0)}"
                 yield "; ".join([message, *rest])
 
 

@@ -93,8 +93,8 @@ def add_common_arguments(parser: argparse._ArgumentGroup) -> None:
         "--relabel",
         type=Path,
         metavar="FILE",
-        help="csv with columns key,decision,label, as exported from the adadf_dist.audit page, that relabels or drops "
-        "training samples; validation and test are unchanged",
+        help="CSV file with columns key,decision,label, as exported from the adadf_dist.audit page, that relabels or "
+        "drops training samples; validation and test are unchanged",
     )
     parser.add_argument(
         "--num-workers",

@@ -193,7 +193,7 @@ def check_classes(listing: SourceListing, root: Path) -> None:
     if len(listing.classes) < 2:
         raise UserError(
             f"{root}: contains only class {', '.join(listing.classes)}, but at least two are needed; check that --root "
-            "contains the class folders, or that the csv's label column contains the classes"
+            "contains the class folders, or that the CSV file's label column contains the classes"
         )
     for warning in class_name_warnings(listing.classes):
         logger.warning(f"{root}: warning: {warning}", extra=NO_PREFIX)

@@ -57,7 +57,7 @@ class RelabeledSource:
 
 
 def relabel_source(source: Source, path: Path) -> RelabeledSource:
-    """Apply the decisions in the csv `path` to a source. Raises `UserError` if they do not match its samples."""
+    """Apply the decisions in the CSV file `path` to a source. Raises `UserError` if they do not match its samples."""
     decisions = read_decisions(path, source.classes, "--relabel")
     items = source.items()
     train = {item.key: item.number for item in items if item.split == "train"}

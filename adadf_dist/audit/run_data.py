@@ -84,7 +84,7 @@ def load_audit_inputs(
     audit other images with the same keys and labels. `precision`: as in the run if None. Raises `UserError`.
     """
     if run.is_file():
-        raise UserError(f"{run}: is a file; pass the run directory, because its history is also needed")
+        raise UserError(f"{run}: is a file; pass the run folder, because the audit also needs its history")
     trained = load_trained_model(run, which)
     shards = trained.config.data.shards
     if "data.shards" not in moved and not scheme_of(shards) and not Path(shards).is_dir():

@@ -45,13 +45,15 @@ def load_training_dynamics(run: Path, samples: int) -> TrainingDynamics:
     if not files:
         raise UserError(f"{run}: history/epoch-0001.npz not found; wait until the run has finished its first epoch")
     if missing := set(range(1, max(files) + 1)) - files.keys():
-        raise UserError(f"{run}: history/epoch-{min(missing):04d}.npz is missing; re-copy the run directory")
+        raise UserError(f"{run}: history/epoch-{min(missing):04d}.npz is missing; re-copy the run folder")
     epochs: dict[str, list[Floats]] = {"attention": [], "loss": [], "correct": []}
     for _, file in sorted(files.items()):
         arrays = load_npz(file)
         for name, rows in epochs.items():
             if name not in arrays or arrays[name].shape != (samples,):
-                raise UserError(f"{file}: does not match the run's {samples:,} training samples; re-copy the run")
+                raise UserError(
+                    f"{file}: does not match the run's {samples:,} training samples; re-copy the run folder"
+                )
             rows.append(arrays[name].astype(np.float64))
     return summarize(*(np.stack(rows) for rows in epochs.values()))
 

@@ -148,7 +148,7 @@ def check_threads(ranks: Sequence[RankInfo], workers: int) -> Finding:
             return warning("threads", more, f"set OMP_NUM_THREADS={fair}")
         elif 2 * computing < cores:
             more = f"{text}; {cores - computing} cores are unused on {node[0].host}"
-            return warning("threads", more, f"set OMP_NUM_THREADS={fair} (torchrun sets 1), or start more ranks")
+            return warning("threads", more, f"set OMP_NUM_THREADS={fair} (torchrun sets it to 1), or start more ranks")
     return ok("threads", text)
 
 
@@ -173,4 +173,4 @@ def check_clocks(offsets: Sequence[float], labels: Sequence[str]) -> Finding:
         return ok("clocks", f"within {max(apart, 0.001):.3f} s of rank 0")
     direction = "ahead of" if offsets[worst] > 0 else "behind"
     text = f"the clock of {labels[worst]} is {apart:.1f} s {direction} rank 0's"
-    return warning("clocks", text, "synchronize clocks with NTP: logs and remote storage depend on them")
+    return warning("clocks", text, "synchronize the clocks with NTP: logs and remote storage need the correct time")

@@ -37,7 +37,7 @@ def check_run_folder(folder: Path) -> None:
     if found:
         raise UserError(
             f"out: {folder} is not a run folder, and a run would replace its {', '.join(found)}; choose another "
-            "--out, or move these files"
+            "--out, or move these files elsewhere"
         )
 
 

@@ -38,8 +38,8 @@ def save_checkpoint(content: Mapping[str, object], path: Path) -> None:
                 "free some space, or lower checkpoint.keep_last"
             ) from None
         raise UserError(
-            f"{path}: could not be written ({error}); free some space or choose another --out. "
-            "Run the same command to resume from the last checkpoint"
+            f"{path}: could not be written ({error}); free some space and run the same command to resume from the last "
+            "checkpoint, or start a new run with another --out"
         ) from None
 
 

@@ -87,8 +87,11 @@ def find_checkpoint(path: Path, which: CheckpointChoice) -> Path:
     if found:
         return found[0]
     if saved:
-        raise UserError(f"{path}: no epoch has finished yet; wait, or pass {saved[-1]} explicitly")
-    raise UserError(f"{path}: no checkpoint found: not a run folder of adadf_dist.train, or no checkpoint written yet")
+        raise UserError(f"{path}: no epoch has finished yet; wait until one has, or pass {saved[-1]}")
+    raise UserError(
+        f"{path}: no checkpoint found; either this is not a run folder of adadf_dist.train, or no checkpoint has been "
+        "written yet"
+    )
 
 
 class TrainedPredictor(InferenceModel):

@@ -44,7 +44,7 @@ def upgrade_keys(values: Mapping[str, object], origin: str = "") -> dict[str, ob
     for given, value in flatten(values):
         key = renamed_keys().get(given, given)
         if key in upgraded:
-            raise UserError(f"{origin}: {names[key]} and {given} are the same key; keep {key} only")
+            raise UserError(f"{origin}: {names[key]} and {given} are names of the same key; keep only {key}")
         upgraded[key], names[key] = upgrade_value(key, value), given
     return upgraded
 

@@ -279,7 +279,8 @@ def check_text(key: str, value: object, origin: str) -> None:
     """Raise `UserError` if a value contains bytes that are not UTF-8, which the run's files could not store."""
     if isinstance(value, str) and not is_text(value):
         raise UserError(
-            f"{origin}: {key}: {value!a} is not UTF-8 text; rename it, or set PYTHONUTF8=1 if your locale is not UTF-8"
+            f"{origin}: {key}: {value!a} is not UTF-8 text; rename the file or folder, or set PYTHONUTF8=1 if your "
+            "locale is not UTF-8"
         )
 
 
@@ -288,7 +289,7 @@ def check_key(key: str, value: object, origin: str) -> None:
     if key not in settings():
         below = sorted(known for known in settings() if known.startswith(f"{key}."))
         if below:
-            raise UserError(f"{origin}: {key} is a section; set its keys, such as {below[0]}; got {value!r}")
+            raise UserError(f"{origin}: {key} is a section and cannot be {value!r}; set its keys, such as {below[0]}")
         raise UserError(f"{origin}: unknown key {key}{did_you_mean(key, settings())}")
     if value is None or (isinstance(value, str) and value in ("null", "~") and type_hints()[key] is not str):
         raise UserError(f"{origin}: {describe_mismatch(key, value)}")

@@ -67,10 +67,10 @@ class DataConfig:
     """Fraction of training labels replaced by another class, sampled uniformly using the seed. Validation and test are
     unchanged."""
     label_noise_file: str = setting("", Role.PATH | Role.INPUT_FILE)
-    """File with other label noise for train: a CSV with the class names and one row of probabilities per true class,
-    or a list of `name label` lines as published for SCN and EAC. A name that is not in the dataset is an error."""
+    """Other label noise for train: a CSV file with the class names and one row of probabilities per true class, or a
+    list of `name label` lines as published for SCN and EAC. A name that is not in the dataset is an error."""
     relabel_file: str = setting("", Role.PATH | Role.INPUT_FILE, old_name="data.relabel")
-    """CSV of label corrections (key,decision,label) exported from the page of `python -m adadf_dist.audit`: each
+    """CSV file of label corrections (key,decision,label) exported from the page of `python -m adadf_dist.audit`: each
     changes a training sample's class or removes the sample. Applied after the validation split is held out and before
     label noise. Validation and test are unchanged."""
 

@@ -116,7 +116,7 @@ def open_splits(config: Config, folder: Path, ranks: tuple[int, int], device: to
     """Open the splits of a dataset folder and create their loader; `ranks` is (this rank, number of ranks)."""
     dataset = open_dataset(folder, streamed_splits(config.data))
     if "train" not in dataset.splits:
-        raise UserError(f"data.shards: {config.data.shards} has no train split")
+        raise UserError(f"data.shards: {config.data.shards} has no train split; pass a dataset that has one")
     if config.data.access == "stream" and "validation" not in dataset.splits:
         raise UserError(
             f"data.access is stream, but {config.data.shards} has no validation split, and holding one out requires "
@@ -193,7 +193,9 @@ def hold_out_validation(train: Split, config: Config) -> tuple[Split, Split]:
     """Split `train` into train and validation as configured. Raises `UserError` if nothing can be held out."""
     train_samples, held_out = stratified_holdout(train.labels, config.data.validation_fraction, config.seed)
     if not len(held_out):
-        raise UserError(f"{train.folder}: no class has two training images, so none can be held out for validation")
+        raise UserError(
+            f"{train.folder}: no class has two training images, so none can be held out for validation; add images"
+        )
     return train.subset(train_samples, "train"), train.subset(held_out, "validation")
 
 
@@ -248,6 +250,6 @@ def check_batch_per_rank(data: DataModule, ranks: int) -> None:
         samples, needed = sum(map(len, plan)), MIN_SAMPLES_PER_RANK * ranks
         advice = ["raise batch_size"] * (samples >= needed) + ["start fewer ranks"] * (ranks > 1)
         raise UserError(
-            f"batch_size: an epoch of {samples} samples has batches of only {smallest}, but {ranks} ranks need "
-            f"at least {needed}; {' or '.join(advice) or 'add training samples'}"
+            f"batch_size: with {samples} samples per epoch, the smallest batch has only {smallest}, but {ranks} ranks "
+            f"need at least {needed}; {' or '.join(advice) or 'add training samples'}"
         )

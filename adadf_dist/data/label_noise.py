@@ -109,8 +109,8 @@ def read_matrix(rows: Sequence[Row], classes: Sequence[str]) -> NDArray[np.float
     order = [label for name in names if (label := find_class(name, classes)) is not None]
     if len(header.cells) > len(classes) + 1 or sorted(order) != [*range(len(classes))]:
         raise UserError(
-            f"{header.where} must name each of the classes {', '.join(classes)} once; in a list of labels, each line "
-            "must have a name and a label"
+            f"{header.where} must be either the header of a matrix, which names each of the classes "
+            f"{', '.join(classes)} once, or a line of a list: a name and a label"
         )
     if len(body) != len(classes):
         raise UserError(

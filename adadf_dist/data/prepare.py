@@ -75,11 +75,11 @@ def wait_for_fetch(task: Future[Path] | None, world: World) -> str:
                 task.result()
             raise UserError(problem)
         if world.should_stop():
-            raise UserError("interrupted while downloading shards; completed files are kept. Rerun to resume.")
+            raise UserError("interrupted while downloading shards; completed files are kept. Rerun to continue")
         if len(reports) == world.size:
             names = sorted({name for _, name in reports} - {""})
             if len(names) > 1:
-                raise UserError("data.shards changed while the nodes were downloading it; rerun")
+                raise UserError("data.shards changed while the nodes were downloading it; run the command again")
             return str(names[0])
 
 

@@ -170,7 +170,10 @@ def find_useless_threshold(run: RunRecords) -> Iterator[Finding]:
 
 
 def describe_constant(met: Sequence[int], count: int, threshold: float) -> str:
-    """Describe for how long class distributions were constant. An epoch's means determine the next epoch's targets."""
+    """Describe how long the class distributions stayed constant.
+
+    Each epoch's class means become the next epoch's targets, so a change shows up one epoch later.
+    """
     constant = 1 + sum(number == 0 for number in met[:-1])
     text = f"the class distributions were the constant T_c for {constant} of {len(met)} epochs"
     return f"{text}: a class mean reached {threshold:g} in {sum(met)} of {count * len(met)} cases (classes x epochs)"

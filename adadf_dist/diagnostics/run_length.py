@@ -72,8 +72,9 @@ def find_long_scaling(config: Config, length: Length) -> Iterator[Finding]:
     reached = batch_factor(optimizer, config.batch_size, length.epochs - 1 / length.steps_per_epoch)
     yield warning(
         "optimizer.scaling_warmup_epochs",
-        f"optimizer.scaling_warmup_epochs = {optimizer.scaling_warmup_epochs:g} of the run's {length.epochs} epochs: "
-        f"the batch-size factor on the learning rate is {reached:.2f} at the last step, below its full {full:.2f}",
+        f"optimizer.scaling_warmup_epochs = {optimizer.scaling_warmup_epochs:g} is more than a third of the run's "
+        f"{length.epochs} epochs: the batch-size factor on the learning rate ends at {reached:.2f}, and its full value "
+        f"is {full:.2f}",
         f"set optimizer.scaling_warmup_epochs = {length.epochs / 10:g}, or train longer",
     )
 
@@ -100,7 +101,7 @@ def find_long_average(config: Config, length: Length) -> Iterator[Finding]:
     yield warning(
         "optimizer.ema_decay",
         f"optimizer.ema_decay = {decay:g} averages the weights over about {1 / (1 - decay):,.0f} steps, but the whole "
-        f"run is only {length}: at its end, the initial weights still make up {decay**length.steps:.0%} of the average",
+        f"run is only {length}: at the end, the initial weights still make up {decay**length.steps:.0%} of the average",
         f"set optimizer.ema_decay = {shorter:g} or less" if shorter >= 0.5 else "set optimizer.ema_decay = 0 (off)",
     )
 
@@ -140,8 +141,9 @@ def find_vanishing_rate(config: Config, length: Length) -> Iterator[Finding]:
     yield warning(
         "optimizer.lr_gamma",
         f"optimizer.lr_gamma = {gamma:g} puts the learning rate below {NEGLIGIBLE_RATE:.1%} of optimizer.lr from epoch "
-        f"{first + 1} of {length.epochs} on, where training has almost no effect",
-        f"set optimizer.lr_gamma = {enough:.2f} or optimizer.schedule = cosine, or train up to {2 * first - 1} epochs",
+        f"{first + 1} of {length.epochs} on, so about half of the run or more has almost no effect",
+        f"set optimizer.lr_gamma = {enough:.2f} or optimizer.schedule = cosine, or train for at most {2 * first - 1} "
+        "epochs",
     )
 
 

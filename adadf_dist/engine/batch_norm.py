@@ -37,7 +37,7 @@ def to_sync_batch_norm(norm: _BatchNorm, world: World) -> nn.Module:
     plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) or (active and isinstance(norm, nn.BatchNorm2d))
     if not plain or (world.device.type == "cpu" and not isinstance(norm, nn.BatchNorm2d)):
         raise UserError(
-            f"the backbone's {type(norm).__name__} cannot be synchronized over ranks on {world.device.type}; "
+            f"the backbone's {type(norm).__name__} cannot be synchronized across ranks on {world.device.type}; "
             "choose another model.backbone, use one rank, or set runtime.sync_batch_norm = false"
         )
     new: nn.Module

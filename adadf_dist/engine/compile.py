@@ -25,7 +25,7 @@ def check_compile(config: RuntimeConfig, world: World) -> None:
         )
     if config.compile != "off" and world.size > 1 and config.sync_batch_norm:
         raise UserError(
-            f"runtime.compile is {config.compile}, but BatchNorm synchronized over {world.size} ranks communicates "
+            f"runtime.compile is {config.compile}, but BatchNorm synchronized across {world.size} ranks communicates "
             "in every layer, so nothing can be compiled; set runtime.sync_batch_norm = false, or runtime.compile = off"
         )
 

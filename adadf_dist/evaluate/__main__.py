@@ -63,7 +63,10 @@ def load_same_on_all_ranks(options: EvalArgs, world: World) -> TrainedModel:
     """
     trained = load_trained_model(options.path, options.checkpoint)
     if len(set(world.all_gather_object((str(trained.path), trained.epoch)))) > 1:
-        raise UserError(f"{options.path}: the run in progress replaced the checkpoint while it was being loaded; rerun")
+        raise UserError(
+            f"{options.path}: the run in progress replaced the checkpoint while it was being loaded; run the command "
+            "again"
+        )
     return trained
 
 

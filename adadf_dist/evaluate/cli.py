@@ -160,10 +160,10 @@ def with_run_defaults(options: EvalArgs, trained: TrainedModel) -> EvalArgs:
     run = trained.config
     shards = options.shards or run.data.shards
     if not shards:
-        raise UserError(f"{trained.path}: no dataset recorded; pass --shards DIR")
+        raise UserError(f"{trained.path}: the checkpoint does not record its dataset; pass --shards DIR")
     generated = run.data.synthetic_samples and shards == run.data.shards  # rendered if missing
     if not options.shards and not generated and not scheme_of(shards) and not Path(shards).is_dir():
-        raise UserError(f"{shards}: dataset of the run not found; pass its new location as --shards DIR")
+        raise UserError(f"{shards}: the run's dataset was not found; pass its new location as --shards DIR")
     return replace(
         options,
         shards=shards,

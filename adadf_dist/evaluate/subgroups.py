@@ -46,8 +46,8 @@ def read_groups(split: Split, fields: Sequence[str]) -> dict[str, list[str]]:
     missing = [field for field in fields if field not in usable]
     if missing:
         raise UserError(
-            f"--group-by {', '.join(missing)}: no such field with at most {MOST_GROUPS} values in the KEY.json files "
-            f"of split {split.name} in {split.folder}; available: {', '.join(sorted(usable)) or 'none'}"
+            f"--group-by {', '.join(missing)}: the KEY.json files of split {split.name} in {split.folder} contain no "
+            f"such field with at most {MOST_GROUPS} values; available: {', '.join(sorted(usable)) or 'none'}"
         )
     return {field: usable[field] for field in fields}
 

@@ -190,7 +190,10 @@ def find_metrics(trained: TrainedModel) -> dict[str, Mapping[str, Any]]:
     except FileNotFoundError:
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: corrupt ({error}); rerun the finished run to rewrite it") from None
+        raise UserError(
+            f"{path}: corrupt ({error}); delete it and run the same training command again to regenerate it (a "
+            "finished run is not retrained)"
+        ) from None
     test = by_epoch.get(trained.epoch)
     return {**found, "test": test} if test else found
 

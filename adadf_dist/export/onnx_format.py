@@ -24,7 +24,8 @@ try:
     import onnxscript  # noqa: F401  (torch's exporter needs it)
 except ImportError as problem:
     raise UserError(
-        f"ONNX requires onnx, onnxscript and onnxruntime ({single_line(problem)}): pip install 'adadf_dist[onnx]'"
+        f"ONNX support requires onnx, onnxscript and onnxruntime ({single_line(problem)}); install them with "
+        "pip install 'adadf_dist[onnx]'"
     ) from None
 
 OPSET = 18
@@ -38,8 +39,8 @@ def check_opset(opset: int) -> None:
         highest += 1
     if not OPSET <= opset <= highest:
         raise UserError(
-            f"--opset {opset}: must be from {OPSET} (lowest of torch {torch.__version__}) to {highest} (highest of "
-            f"onnx {onnx.__version__} and ONNX Runtime {onnxruntime.__version__})"
+            f"--opset {opset}: must be from {OPSET} (the lowest that torch {torch.__version__} supports) to {highest} "
+            f"(the highest that onnx {onnx.__version__} and ONNX Runtime {onnxruntime.__version__} support)"
         )
 
 

@@ -53,7 +53,8 @@ def verify_export(
         if not difference <= TOLERANCE:  # a NaN does not pass either
             raise UserError(
                 f"exported model differs from the checkpoint by {difference:.1e} on {kind} (tolerance {TOLERANCE:g}); "
-                "file discarded. Try another --opset, or report this as a bug with your torch and onnxruntime versions"
+                "the file was discarded. Try another --opset, or report this as a bug with your torch and onnxruntime "
+                "versions"
             )
     return VerificationResult(on_random, on_faces, path.stat().st_size, seconds_per_image(logits, probes.random))
 

@@ -71,10 +71,10 @@ def lock_errors(path: Path, setting: str) -> Iterator[None]:
     except OSError as error:
         if error.filename is not None:
             raise UserError(
-                f"{setting}: {path.parent} cannot be written ({error.strerror}); choose a writable folder"
+                f"{setting}: {path.parent} cannot be written to ({error.strerror}); choose a writable folder"
             ) from None
         raise UserError(
-            f"{setting}: {path.parent} cannot be locked ({error.strerror}), but locks are needed to prevent two "
-            f"processes from writing there; choose a folder on another file system for {setting}, or enable file "
+            f"{setting}: {path.parent} cannot be locked ({error.strerror}), but locks keep two processes from "
+            f"writing there at the same time; choose a folder on another file system for {setting}, or enable file "
             "locks (on NFS: the lock service, or NFS 4)"
         ) from None

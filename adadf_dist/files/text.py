@@ -117,7 +117,7 @@ def decode_lines(stream: io.BufferedReader | io.BytesIO, where: str, any_bytes: 
             yield line.removeprefix("\ufeff")  # files joined with `cat` have byte order marks inside
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{where}: line {number + 1}: incomplete {encoding.upper()} ({error.reason}); save it as UTF-8"
+            f"{where}: line {number + 1}: incomplete {encoding.upper()} ({error.reason}); save the file as UTF-8"
         ) from None
     finally:
         with suppress(ValueError):  # the caller may have closed the stream
@@ -145,7 +145,7 @@ def check_line(line: str, where: str) -> None:
     """Raise `UserError` if a line contains a NUL byte or bytes that are not UTF-8."""
     if "\0" in line:
         raise UserError(
-            f"{where}: contains a NUL byte, so it is probably UTF-16 or a binary file; save it as UTF-8 text"
+            f"{where}: contains a NUL byte, so it is probably UTF-16 or a binary file; save the file as UTF-8 text"
         )
     if not line.isascii() and (wrong := _SURROGATE.search(line)):
         byte = ord(wrong[0]) - 0xDC00
@@ -163,7 +163,8 @@ def check_path(path: Path | str, option: str = "") -> None:
     """Raise `UserError` if a path is not valid text, because libraries that require UTF-8 could not open it."""
     if not is_text(str(path)):
         raise UserError(
-            f"{located(path, option)}: the path is not UTF-8 text; rename it, or set PYTHONUTF8=1 if the locale is not"
+            f"{located(path, option)}: the path is not UTF-8 text; rename it, or set PYTHONUTF8=1 if your "
+            "locale is not UTF-8"
         )
 
 

@@ -75,7 +75,7 @@ def build_dlib_resnet(config: ModelConfig, image_size: int) -> Backbone:
     if image_size < dlib_resnet.MIN_IMAGE_SIZE:
         raise UserError(
             f"data.image_size is {image_size}, too small for model.backbone {config.backbone}",
-            f"use at least {dlib_resnet.MIN_IMAGE_SIZE} (its weights were trained on 150)",
+            f"use at least {dlib_resnet.MIN_IMAGE_SIZE} (the published weights expect 150)",
         )
     units = dlib_resnet.build_units()
     stages = list(dlib_resnet.STAGES)

@@ -56,7 +56,7 @@ def load_pretrained(model: DualBranch, config: ModelConfig) -> LoadedWeights:
         if config.freeze == "always":
             raise UserError(
                 "model.freeze is 'always' but model.pretrained is empty: the extractor would stay random; "
-                "set model.pretrained, or use model.freeze auto"
+                "set model.pretrained, or model.freeze = auto"
             )
         return NO_WEIGHTS
     if config.pretrained == "imagenet":

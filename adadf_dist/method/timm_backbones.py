@@ -230,6 +230,6 @@ def verify_against_timm(whole: nn.Module, backbone: Backbone, config: ModelConfi
 
 def not_splittable_error(name: str, reason: str) -> UserError:
     return UserError(
-        f"model.backbone {name} cannot be split into extractor and branches ({reason}); docs/backbones.md lists "
+        f"model.backbone {name} cannot be split into an extractor and branches ({reason}); docs/backbones.md lists "
         "model families that can be split"
     )

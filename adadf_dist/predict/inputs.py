@@ -68,7 +68,7 @@ def find_images(paths: Sequence[str], split: str | None) -> Inputs:
     sources = [open_path(path, split, skipped) for path in paths]
     splits = [source.split for source in sources if source.split is not None]
     if split is not None and not splits and not any(source.is_missing for source in sources):
-        raise UserError(f"--split {split}: none of the paths is a dataset folder (one with a {MANIFEST})")
+        raise UserError(f"--split {split}: none of the paths is a dataset folder (a folder that contains {MANIFEST})")
     counts = [source.total for source in sources if source.total is not None]
     total = sum(counts) if len(counts) == len(sources) else None
     if total == 0:

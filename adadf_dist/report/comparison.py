@@ -100,8 +100,8 @@ def check_comparable(runs: Sequence[RunData], allow_other_data: bool = False) ->
         if evaluation_signature(run) != evaluation_signature(runs[0]):
             what = "number of samples" if run.info["dataset"] == runs[0].info["dataset"] else "dataset"
             raise UserError(
-                f"{run.folder}: evaluated on a different {what} than {runs[0].folder}; not comparable, so report the "
-                "runs separately"
+                f"{run.folder}: was evaluated on a different {what} than {runs[0].folder}; not comparable, so report "
+                "the runs separately"
             )
     if not allow_other_data and (difference := differently_evaluated(runs)):
         raise UserError(f"{difference}; not comparable: report the runs separately, or pass {ALLOW_OTHER_DATA}")
@@ -110,7 +110,9 @@ def check_comparable(runs: Sequence[RunData], allow_other_data: bool = False) ->
         for run in group:
             other = by_seed.setdefault(run.config.seed, run)
             if other is not run:
-                raise UserError(f"{run.folder}: same settings and seed as {other.folder}; pass only one of the two")
+                raise UserError(
+                    f"{run.folder}: has the same settings and seed as {other.folder}; pass only one of the two"
+                )
 
 
 def compare_groups(runs: Sequence[RunData]) -> list[GroupComparison]:

@@ -120,7 +120,7 @@ def open_run(folder: Path) -> RunData:
     config = build_config([ConfigLayer(str(folder / "config.yaml"), settings)])
     epochs = tuple(read_epochs(folder / "metrics.jsonl"))
     if not epochs:
-        raise UserError(f"{folder}: the run has not finished an epoch yet; rerun later")
+        raise UserError(f"{folder}: the run has not finished an epoch yet; try again later")
     info, result, data = (read_json(find_file(folder, name)) for name in ("run_info.json", "result.json", DATA_FILE))
     if info is None:
         raise UserError(f"{folder / 'run_info.json'}: missing; copy the run folder again")
@@ -143,5 +143,5 @@ def read_json(path: Path) -> Record | None:
     except FileNotFoundError:
         return None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: parse error ({error}); copy it again") from None
+        raise UserError(f"{path}: parse error ({error}); copy the file again") from None
     return value

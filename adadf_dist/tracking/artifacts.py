@@ -110,6 +110,8 @@ def load_npz(path: Path) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as file:
             return {RENAMED_FIELDS.get(name, name): file[name] for name in file.files}
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; the run has not written it yet, or used an older version") from None
+        raise UserError(
+            f"{path}: missing; the run has not written it yet, or was made by an older version that does not write it"
+        ) from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
         raise UserError(f"{path}: truncated or corrupt ({error}); copy the file again") from None

@@ -114,7 +114,7 @@ def find_unshared_run_dir(folder: Path, world: World) -> UserError | None:
             try:
                 token = stack.enter_context(marker_file(folder)).name
             except OSError as error:
-                problem = UserError(f"out: {folder} cannot be written ({error.strerror})", "choose another --out")
+                problem = UserError(f"--out {folder}: not writable ({error.strerror})", "choose another folder")
         token, problem = world.broadcast_object((token, problem))  # type: ignore[misc]
         if problem:
             return problem
@@ -124,7 +124,7 @@ def find_unshared_run_dir(folder: Path, world: World) -> UserError | None:
     if not without_file:
         return None
     return UserError(
-        f"out: {folder} is not shared: files written by {writer} to {nodes[writer][1]} are not visible on "
+        f"out: {folder} is not shared by all nodes: files written by {writer} to {nodes[writer][1]} are not visible on "
         f"{format_nodes(without_file)}",
         "choose an --out that all nodes share, because each node reads the checkpoint from it when resuming",
     )

@@ -168,7 +168,10 @@ def lock_and_reserve(stores: Sequence[MapStore], config: Config, held: ExitStack
     total, needed = (sum(store.nbytes for store in some) for some in (stores, missing))
     folder, number = stores[0].entry.parent, config.model.cached_augmentations
     if not missing:
-        logger.info(f"maps: reusing {len(stores)} of the frozen extractor ({format_gb(total)}) in {folder}")
+        logger.info(
+            f"maps: reusing {len(stores)} of {len(stores)} sets of frozen extractor outputs ({format_gb(total)}) in "
+            f"{folder}"
+        )
         return
     limit = config.data.cache_size_gb
     if limit and total > limit * GB:
@@ -181,4 +184,7 @@ def lock_and_reserve(stores: Sequence[MapStore], config: Config, held: ExitStack
         space = SpaceRequest(owner, store.nbytes, needed, "lower model.cached_augmentations")
         evict_to_fit(store.entry, space, config.data)
     found = f", reusing {len(stores) - len(missing)}" if len(missing) < len(stores) else ""
-    logger.info(f"maps: computing {len(missing)} of the frozen extractor ({format_gb(needed)}){found} in {folder}")
+    logger.info(
+        f"maps: computing {len(missing)} of {len(stores)} sets of frozen extractor outputs ({format_gb(needed)})"
+        f"{found} in {folder}"
+    )

@@ -96,7 +96,7 @@ def check_tensors(arrays: Arrays, path: Path) -> None:
         ("lacks", sorted(expected.keys() - arrays.keys())),
         ("has unexpected", sorted(arrays.keys() - expected.keys())),
         (
-            "has another shape for",
+            "has a different shape for",
             sorted(name for name in expected.keys() & arrays.keys() if arrays[name].shape != expected[name]),
         ),
     ):

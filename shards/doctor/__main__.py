@@ -2,13 +2,13 @@
 
     python -m shards.doctor PATH [--json FILE] [--html FILE]
 
-PATH is a dataset folder, an original dataset folder or a csv list that the builder can read. Prints one line per
+PATH is a dataset folder, an original dataset folder or a CSV list that the builder can read. Prints one line per
 finding to stdout, with the most severe ones last, and exits with a status that depends on the highest severity (see
 --help). `--json FILE` writes the results as JSON:
 
     format          2
     path            PATH as given
-    kind            "dataset folder", or "original dataset" for an original dataset folder or a csv list
+    kind            "dataset folder", or "original dataset" for an original dataset folder or a CSV list
     source          name of the `shards.build` source that built or can read the data
     classes         names in label order
     splits          split -> {faces, class_counts}: number of readable images, and number per class in label order
@@ -16,7 +16,7 @@ finding to stdout, with the most severe ones last, and exits with a status that 
     exit_status     0, 1 or 2
     findings        list of {check, severity, message, location, hint, groups}; strings are as printed
       groups        list of {faces, note}: the images that the finding is about; copies of one image form a group
-        faces       list of {split, name, class}: name is the key in a dataset folder, otherwise the path or csv
+        faces       list of {split, name, class}: name is the key in a dataset folder, otherwise the path or CSV
                     row; class is null for an unreadable image
 """
 
@@ -46,7 +46,7 @@ duplicates: leaks between splits, duplicates within a split, and conflicting lab
 re-encoded, resized, changed in brightness or contrast, cropped by a column or mirrored. Does not modify the dataset.
 """
 EPILOG = f"""\
-PATH is a dataset folder (dataset.json), a csv list with the options of `shards.build csv`, or an original dataset
+PATH is a dataset folder (dataset.json), a CSV list with the options of `shards.build csv`, or an original dataset
 folder with one of these contents:
 {chr(10).join(f"  {name:<11} {tree.markers}" for name, tree in TREES.items())}
 
@@ -62,7 +62,7 @@ examples:
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = make_parser("shards.doctor", DESCRIPTION, EPILOG)
     parser.add_argument(
-        "folder", type=Path, metavar="PATH", help="dataset folder, original dataset folder, or csv list"
+        "folder", type=Path, metavar="PATH", help="dataset folder, original dataset folder, or CSV list"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all findings and affected samples as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page with the affected images")
@@ -78,7 +78,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def open_path(args: argparse.Namespace) -> DatasetView:
-    """Open a folder, or a csv list as accepted by `shards.build csv`. Raises `UserError` if it cannot be opened."""
+    """Open a folder, or a CSV list as accepted by `shards.build csv`. Raises `UserError` if it cannot be opened."""
     if not args.folder.is_file():
         return open_dataset_view(args.folder)
     args.csv, args.keep_leaks = args.folder, True  # leaks are findings here

@@ -44,10 +44,10 @@ class Faces(Protocol):
         """Return a sample's encoded image and label. Raises `InvalidImageError` if the image is unreadable."""
 
     def name(self, number: int) -> str:
-        """Return the name of a sample for messages: its key in a dataset folder, otherwise its path or csv row."""
+        """Return the name of a sample for messages: its key in a dataset folder, otherwise its path or CSV row."""
 
     def file(self, number: int) -> Path | None:
-        """Return the image file of a sample, or None if it is stored in a tar or csv."""
+        """Return the image file of a sample, or None if it is stored in a tar or CSV file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class DatasetView:
 
     path: Path
     kind: Literal["dataset folder", "original dataset"]
-    """`dataset folder` if written by `shards.build`, or `original dataset` for the original files or a csv list."""
+    """`dataset folder` if written by `shards.build`, or `original dataset` for the original files or a CSV list."""
     source: str
     """Name of the `shards.build` source that built or can read the data."""
     options: Mapping[str, object]
@@ -217,8 +217,8 @@ def open_dataset_view(path: Path) -> DatasetView:
     entries = [escape_name(entry.name) + "/" * entry.is_dir() for entry in list_entries(path)]
     saw = ", ".join(entries[:6]) + (f" and {len(entries) - 6:,} more" if len(entries) > 6 else "")
     raise UserError(
-        f"{path}: neither a dataset folder nor a known original dataset folder; expected {MANIFEST} (dataset folder); "
-        f"{looked}; found {saw or 'an empty folder'}; pass the folder that contains one of these"
+        f"{path}: not a built dataset (no {MANIFEST}) and not the original folder of a supported dataset ({looked}); "
+        f"it contains {saw or 'nothing'}. Pass the folder that contains {MANIFEST} or the original dataset's files"
     )
 
 

@@ -83,7 +83,7 @@ def list_folders(root: Path, classes: Sequence[str]) -> SourceListing:
             label = find_label(name, EXPRESSIONS)
             if label is None:
                 where = escape_name(str(tree / name))
-                raise UserError(f"{where}: not the number or name of an AffectNet expression; rename or remove it")
+                raise UserError(f"{where}: not a number or name of an AffectNet expression; rename or remove it")
             for path in list_files(root, (tree / name).relative_to(root).as_posix(), skipped):
                 if label >= len(classes):
                     contempt += 1
@@ -110,7 +110,9 @@ def find_layout(root: Path) -> Layout:
             return layout
     expected = " or ".join(" and ".join(layout.markers) for layout in LAYOUTS)
     found = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
-    raise UserError(f"{root}: expected {expected}, found {found}; pass the folder that contains one of them as --root")
+    raise UserError(
+        f"{root}: expected {expected}, but found {found}; pass the folder that contains one of these layouts as --root"
+    )
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:

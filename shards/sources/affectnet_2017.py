@@ -1,4 +1,4 @@
-"""Reads AffectNet's 2017 release: two csv files and numbered folders of photos."""
+"""Reads AffectNet's 2017 release: two CSV files and numbered folders of photos."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ COLUMNS = (
 )
 EXPRESSIONS = 11
 NUM_PATHS_CHECKED = 100
-"""Number of csv rows whose images are searched for to find the image folder."""
+"""Number of CSV rows whose images are searched for to find the image folder."""
 
 
 class Row(NamedTuple):
-    """One line of the csv."""
+    """One line of the CSV file."""
 
     path: str
     expression: int
@@ -56,15 +56,15 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class CsvAnnotations:
-    """Reads an image's annotations from the csv on demand; keeping all of them would take 300 MB of memory."""
+    """Reads an image's annotations from the CSV file on demand; keeping all of them would take 300 MB of memory."""
 
     files: Sequence[Path]
     columns: Sequence[Sequence[str]]
     separators: Sequence[str]
     file_of: array[int]
-    """For each image, the index in `files` of the csv that lists it."""
+    """For each image, the index in `files` of the CSV file that lists it."""
     start_of: array[int]
-    """For each image, the byte offset of its line in the csv that lists it."""
+    """For each image, the byte offset of its line in the CSV file that lists it."""
 
     def __call__(self, number: int) -> Mapping[str, object]:
         file = self.file_of[number]
@@ -91,7 +91,7 @@ class CsvAnnotations:
 def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
     """List every image whose expression is among `classes`.
 
-    Raises `UserError` if the release's csv files are missing or malformed, or if its images are not found.
+    Raises `UserError` if the release's CSV files are missing or malformed, or if its images are not found.
     """
     images: dict[str, ImageEntry] = {}
     left_out: Counter[str] = Counter()
@@ -130,7 +130,7 @@ def list_release(root: Path, classes: Sequence[str]) -> SourceListing:
 
 
 def read_rows(path: Path) -> tuple[list[str], str, list[Row]]:
-    """Return the column names, the separator and all rows of a csv. Raises `UserError` if it is malformed or empty."""
+    """Return a CSV file's column names, separator and rows. Raises `UserError` if it is malformed or empty."""
     with open_bytes(path) as stream:
         header, separator = read_header(path, stream)
         rows = list(track(parse_rows(path, stream, header, separator), f"reading {path.name}", unit="row"))
@@ -187,7 +187,7 @@ def parse_rows(path: Path, lines: io.BufferedReader, header: Sequence[str], sepa
 
 
 def find_images(root: Path, file: Path, rows: Sequence[Row]) -> str:
-    """Return the folder, relative to the root, that the csv's image paths refer to.
+    """Return the folder, relative to the root, that the CSV file's image paths refer to.
 
     Raises `UserError` if no image is found.
     """

@@ -1,4 +1,4 @@
-"""Reads a custom dataset: a csv that lists image paths and labels."""
+"""Reads a custom dataset: a CSV file that lists image paths and labels."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ logger = get_logger(__name__)
 
 VOTES = "votes_"
 COLUMNS = ("path", "label", "split")
-HELP = "custom csv list `path,label[,split][,votes_CLASS ...]`"
+HELP = "custom CSV list `path,label[,split][,votes_CLASS ...]`"
 DESCRIPTION = """\
-Reads a csv with a header. Cells are separated by commas, semicolons, tabs or vertical bars, and the encoding is UTF-8
-(or UTF-16 with a byte order mark). These columns may be in any order; others are ignored and listed in a note:
+Reads a CSV file with a header. Cells are separated by commas, semicolons, tabs or vertical bars, and the encoding is
+UTF-8 (or UTF-16 with a byte order mark). These columns may be in any order; others are ignored and listed in a note:
 
-path          image path relative to --root (default: the csv's folder)
+path          image path relative to --root (default: the CSV file's folder)
 label         class name, or class number starting at 0 (or --first-label)
 split         train, validation (val, valid) or test; without this column, all images are in train
 votes_CLASS   number (or fraction) of annotators who chose CLASS, one column per class
@@ -49,7 +49,7 @@ example:
 
 
 class Line(NamedTuple):
-    """One parsed row of the csv."""
+    """One parsed row of the CSV file."""
 
     where: str
     """File and line number, for messages."""
@@ -63,11 +63,12 @@ class Line(NamedTuple):
 def list_csv(
     path: Path, classes: Sequence[str] | None, root: Path | None = None, first_label: int = 0
 ) -> SourceListing:
-    """List every image in the csv.
+    """List every image in the CSV file.
 
-    Raises `UserError` if the csv is malformed or contains an invalid label, path or split.
+    Raises `UserError` if the CSV file is malformed or contains an invalid label, path or split.
 
-    Image paths are relative to `root` (default: the csv's folder), and `first_label` is the number of the first class.
+    Image paths are relative to `root` (default: the CSV file's folder), and `first_label` is the number of the first
+    class.
     """
     lines, voted = read_lines(path, path.parent if root is None else root)
     if not first_label:
@@ -90,9 +91,9 @@ def list_csv(
 
 
 def read_lines(path: Path, root: Path) -> tuple[list[Line], list[str]]:
-    """Return the csv's rows, and the classes of its vote columns in column order.
+    """Return the CSV file's rows, and the classes of its vote columns in column order.
 
-    Raises `UserError` if the csv is malformed or contains no rows.
+    Raises `UserError` if the CSV file is malformed or contains no rows.
     """
     with open_text(path) as text:
         table = open_table(text, located(path), ("path", "label"), ("split",))
@@ -178,7 +179,10 @@ def find_label(line: Line, names: Sequence[str], first_label: int) -> int:
     number = parse_whole(line.label)
     if number is not None and 0 <= number - first_label < len(names):
         return number - first_label
-    raise UserError(f"{line.where}: label {line.label!r} is not one of {', '.join(names)}; pass --classes")
+    raise UserError(
+        f"{line.where}: label {line.label!r} is not one of {', '.join(names)}; correct it, or list all "
+        "classes in --classes"
+    )
 
 
 def check_first_label(path: Path, labels: Sequence[str], names: Sequence[str]) -> None:
@@ -214,19 +218,22 @@ def add_arguments(parser: argparse._ArgumentGroup, csv_option: bool = True) -> N
     if csv_option:
         parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="csv file")
     parser.add_argument(
-        "--root", type=Path, metavar="DIR", help="folder that image paths are relative to (default: the csv's folder)"
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="folder that image paths are relative to (default: the CSV file's folder)",
     )
     parser.add_argument("--classes", metavar="A,B,...", help="class names in label order")
     parser.add_argument(
         "--first-label", type=int, choices=(0, 1), default=0, help="number of the first class (default: %(default)s)"
     )
-    add_image_arguments(parser, {"validation": "0.1 if the csv has no validation split", "test": "none"})
+    add_image_arguments(parser, {"validation": "0.1 if the CSV file has no validation split", "test": "none"})
     add_align_arguments(parser)
 
 
 def open_source(args: argparse.Namespace) -> Source:
     args.root = args.root or args.csv.parent
-    check_root(args.root, "pass the folder that the csv's paths are relative to as --root")
+    check_root(args.root, "pass the folder that the CSV file's paths are relative to as --root")
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else None
     if classes and (not all(classes) or len(set(classes)) < len(classes)):
         raise UserError(f"--classes {args.classes}: class names must be unique and not empty")

@@ -21,12 +21,12 @@ from adadf_dist.files.text import escape_name
 from shards.duplicates import assign_splits, digest
 from shards.sources.fer2013_csv import EMOTIONS, VOTE_COLUMNS, VOTES_NAME, Faces, find_csv, read_faces, read_votes
 
-HELP = "FER2013: 48 x 48 gray faces in a csv, with FER+'s votes if available"
+HELP = "FER2013: 48 x 48 gray faces in a CSV file, with FER+'s votes if available"
 DESCRIPTION = """\
 Reads fer2013.csv (columns emotion, pixels, Usage; plain or .gz) and, if present, FER+'s fer2013new.csv, whose rows
 list the same faces in the same order.
 
-splits      PublicTest becomes test, and validation is held out from Training; if the csv also has PrivateTest,
+splits      PublicTest becomes test, and validation is held out from Training; if the CSV file also has PrivateTest,
             PublicTest becomes validation and PrivateTest test
 labels      fer: FER2013's 7 emotions. ferplus: one of FER+'s 8 emotions, according to --label-rule
 label rule  majority: the emotion with the most votes, ignoring `unknown` and `NF` (not a face); ties go to the first in
@@ -34,7 +34,7 @@ label rule  majority: the emotion with the most votes, ignoring `unknown` and `N
             single vote are set to 0, then the winner must have more than half of the remaining votes, including
             those for `unknown` and `NF`; all other faces are dropped, as are those won by `unknown` or `NF`
 votes       stored in class order if fer2013new.csv is present (with `fer`, votes for contempt are only in KEY.json)
-images      the csv's pixels as gray JPEGs of quality 100
+images      the CSV file's pixels as gray JPEGs of quality 100
 leaks       training faces with an exact copy in validation or test are dropped and listed in leaks.csv
 """
 EPILOG = """\
@@ -60,7 +60,7 @@ class Fer2013Options:
 
     csv: Path
     ferplus: Path | None
-    """The csv with FER+'s votes; None if unavailable."""
+    """The CSV file with FER+'s votes; None if unavailable."""
     labels: Literal["fer", "ferplus"]
     label_rule: LabelRule = "majority"
     """How FER+'s votes become a label; see `label_faces`."""
@@ -71,7 +71,7 @@ class Fer2013Options:
 
 @dataclass(frozen=True)
 class Fer2013:
-    """A `Source` whose sample numbers are the rows of FER2013's csv, starting at 0."""
+    """A `Source` whose sample numbers are the rows of FER2013's CSV file, starting at 0."""
 
     faces: Faces
     all_votes: NDArray[np.int64] | None
@@ -126,7 +126,7 @@ class Fer2013:
 def read_fer2013(options: Fer2013Options) -> Fer2013:
     """Read FER2013 and, if available, FER+; determine labels and splits, and drop samples that leak between splits.
 
-    Raises `UserError` if a csv is missing or malformed.
+    Raises `UserError` if a CSV file is missing or malformed.
     """
     faces = read_faces(options.csv)
     if not len(faces.emotions):
@@ -174,7 +174,7 @@ def read_fer2013(options: Fer2013Options) -> Fer2013:
 
 
 def read_splits(faces: Faces) -> dict[int, str]:
-    """Map each row to its split according to the csv's Usage column."""
+    """Map each row to its split according to the CSV file's Usage column."""
     with_private = "PrivateTest" in faces.usages
     names = {"Training": "train", "PublicTest": "validation" if with_private else "test", "PrivateTest": "test"}
     return {number: names[usage] for number, usage in enumerate(faces.usages)}
@@ -200,9 +200,14 @@ def count_ties(votes: NDArray[np.int64]) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder with fer2013.csv and fer2013new.csv")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="FER2013's csv, if --root contains several or none")
     parser.add_argument(
-        "--ferplus", type=Path, metavar="FILE", help=f"csv with FER+'s votes (default: {VOTES_NAME} next to the csv)"
+        "--csv", type=Path, metavar="FILE", help="FER2013's CSV file, if --root contains several or none"
+    )
+    parser.add_argument(
+        "--ferplus",
+        type=Path,
+        metavar="FILE",
+        help=f"CSV file with FER+'s votes (default: {VOTES_NAME} next to FER2013's CSV file)",
     )
     parser.add_argument(
         "--labels", choices=("fer", "ferplus"), default="ferplus", help="labels to store (default: %(default)s)"
@@ -234,7 +239,7 @@ def open_source(args: argparse.Namespace) -> Fer2013:
     if not 0 < args.validation_fraction < 1:
         raise UserError(f"--validation-fraction {args.validation_fraction:g}: must be between 0 and 1")
     if args.labels == "fer" and args.label_rule is not None:
-        raise UserError("--label-rule has no effect with --labels fer, which uses no votes; remove one of them")
+        raise UserError("--label-rule has no effect with --labels fer, which uses no votes; remove one option")
     csv = args.csv if args.csv is not None else find_csv(args.root)
     beside = (args.root or csv.parent) / VOTES_NAME
     ferplus = args.ferplus if args.ferplus is not None else (beside if beside.is_file() else None)

@@ -1,4 +1,4 @@
-"""Reads and validates FER2013's csv and FER+'s csv of votes."""
+"""Reads and validates FER2013's CSV file and FER+'s CSV file of votes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VOTES_NAME = "fer2013new.csv"
 
 @dataclass(frozen=True)
 class Faces:
-    """The N rows of FER2013's csv, in file order."""
+    """The N rows of FER2013's CSV file, in file order."""
 
     file: str
     pixels: NDArray[np.uint8]
@@ -51,7 +51,7 @@ class Faces:
 
 
 def find_csv(root: Path) -> Path:
-    """Return the path of FER2013's csv in a folder. Raises `UserError` if there is none or more than one."""
+    """Return the path of FER2013's CSV file in a folder. Raises `UserError` if there is none or more than one."""
     check_root(root, "pass the folder with fer2013.csv as --root")
     found = [root / name for name in CSV_NAMES if (root / name).is_file()]
     if len(found) > 1:
@@ -62,19 +62,19 @@ def find_csv(root: Path) -> Path:
     archives = [name for name in existing if is_archive(name)]
     below = [f"{name}/{file}" for name in subfolders(root) for file in CSV_NAMES if (root / name / file).is_file()]
     if below:
-        raise UserError(f"{root}: the csv is in the subfolder {below[0]}; pass --root {(root / below[0]).parent}")
+        raise UserError(f"{root}: the CSV file is in the subfolder {below[0]}; pass --root {(root / below[0]).parent}")
     if archives:
         raise UserError(f"{root}: {archives[0]} is an archive; unpack it and pass fer2013.csv's folder as --root")
     raise UserError(
         f"{root}: expected one of {', '.join(CSV_NAMES)}, found "
-        f"{', '.join(existing[:8]) or 'an empty folder'}; use --csv FILE"
+        f"{', '.join(existing[:8]) or 'nothing'}; pass the file as --csv FILE"
     )
 
 
 def read_faces(path: Path) -> Faces:
-    """Read a plain or gzip csv with the columns emotion, pixels and Usage, in any order.
+    """Read a plain or gzip CSV file with the columns emotion, pixels and Usage, in any order.
 
-    Raises `UserError` if the csv is malformed or contains an unknown emotion or Usage.
+    Raises `UserError` if the CSV file is malformed or contains an unknown emotion or Usage.
     """
     pixels, emotions, usages = bytearray(), [], []
     with open_rows(path, ("emotion", "pixels", "Usage")) as rows:
@@ -93,7 +93,7 @@ def read_faces(path: Path) -> Faces:
 
 
 def parse_pixels(text: str, where: str) -> bytes:
-    """Return the 48 x 48 gray values of one face from its csv cell. Raises `UserError` if the cell is malformed."""
+    """Return the 48 x 48 gray values of one face from its CSV cell. Raises `UserError` if the cell is malformed."""
     try:
         pixels = bytes(map(int, text.split()))
     except ValueError as error:
@@ -106,9 +106,9 @@ def parse_pixels(text: str, where: str) -> bytes:
 def read_votes(path: Path, faces: Faces) -> NDArray[np.int64]:
     """Return FER+'s votes [N, 10] for the faces in `faces`, with columns as in `VOTE_COLUMNS`.
 
-    Raises `UserError` if the csv is malformed or does not list the same faces.
+    Raises `UserError` if the CSV file is malformed or does not list the same faces.
 
-    Votes are matched to faces by row, because the image names in FER+'s csv are not row numbers.
+    Votes are matched to faces by row, because the image names in FER+'s CSV file are not row numbers.
     """
     votes: list[list[int]] = []
     with open_rows(path, ("Usage", *VOTE_COLUMNS)) as rows:
@@ -139,7 +139,7 @@ def read_votes(path: Path, faces: Faces) -> NDArray[np.int64]:
 
 @contextmanager
 def open_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Iterator[tuple[str, list[str]]]]:
-    """Open a plain or gzip csv, and yield an iterator over its rows: location (file and line) and cells of `columns`.
+    """Open a plain or gzip CSV file, and yield an iterator over its rows: location (file, line) and cells of `columns`.
 
     Gzip is recognized by content or by the suffix .gz. Raises `UserError` if the file is corrupt or lacks a column.
     """

@@ -89,7 +89,8 @@ def find_splits(root: Path, skipped: Skipped | None = None) -> dict[str, Path]:
         trees[split] = root / name
     if "train" not in trees:
         raise UserError(
-            f"{root}: contains {', '.join(folders)} but no train; add it, or pass the folder that contains the classes"
+            f"{root}: contains {', '.join(folders)} but no train folder; add one, or pass the folder that contains the "
+            "classes"
         )
     return trees
 
@@ -129,7 +130,7 @@ def warn_of_archives(folders: Iterable[Path]) -> None:
 
 
 def has_list(folder: Path) -> bool:
-    """Return whether the folder contains a csv file, as FER+'s image folders do."""
+    """Return whether the folder contains a CSV file, as FER+'s image folders do."""
     return any(entry.name.lower().endswith(".csv") for entry in list_entries(folder))
 
 

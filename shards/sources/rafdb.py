@@ -191,7 +191,7 @@ def read_labels(path: Path) -> list[tuple[str, int, str]]:
             )
         name, label = row.cells[0], parse_whole(row.cells[1])
         if label is None or not 1 <= label <= len(CLASSES):
-            hint = "; this list seems to start at 0, the published one at 1" if label == 0 else ""
+            hint = "; this list seems to start at 0, but the published one starts at 1" if label == 0 else ""
             raise UserError(f"{row.where}: label {row.cells[1]!r} must be a number from 1 to {len(CLASSES)}{hint}")
         rows.append((check_relative_path(name, row.where), label - 1, row.where))
     if not rows:
@@ -228,7 +228,7 @@ def read_votes(path: Path, known: Collection[str]) -> Mapping[str, tuple[float, 
     for row in rows:
         name, *cells = row.cells
         if len(cells) not in (len(CLASSES) - 1, len(CLASSES)) or len(cells) > len(order):
-            raise UserError(f"{row.where}: expected a name and 6 or 7 fractions of at least 0, in label order")
+            raise UserError(f"{row.where}: expected a name and 6 or 7 nonnegative fractions in label order")
         fractions = [0.0] * len(CLASSES)
         for label, cell in zip(order, cells, strict=False):
             fractions[label] = read_number(cell, row.where, "fractions")

@@ -45,8 +45,8 @@ def list_sfew(root: Path) -> SourceListing:
     train, val, test = (trees.get(name) for name in ("train", "val", "test"))
     if train is None or val is None:
         raise UserError(
-            f"{root}: expected Train and Val, each with folders {', '.join(CLASSES)}; "
-            f"found {', '.join(subfolders(root)) or 'no folders'}"
+            f"{root}: expected Train and Val, each with folders {', '.join(CLASSES)}, "
+            f"but found {', '.join(subfolders(root)) or 'no folders'}"
         )
     splits = {"train": train, "test": val} if test is None else {"train": train, "validation": val, "test": test}
     images, others = [], 0
@@ -55,7 +55,7 @@ def list_sfew(root: Path) -> SourceListing:
             label = find_label(name, CLASSES)
             if label is None:
                 raise UserError(
-                    f"{escape_name(str(tree / name))}: not one of {', '.join(CLASSES)}; rename or remove it"
+                    f"{escape_name(str(tree / name))}: folder is not one of {', '.join(CLASSES)}; rename or remove it"
                 )
             for path in list_files(root, (tree / name).relative_to(root).as_posix(), skipped):
                 if is_image_name(path):

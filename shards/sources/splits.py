@@ -55,7 +55,7 @@ def fractions_to_hold_out(args: argparse.Namespace, present: Collection[str]) ->
         requested["validation"] = 0.1
     fractions = {split: fraction for split, fraction in requested.items() if fraction}
     if sum(fractions.values()) >= 1:
-        raise UserError("--validation-fraction and --test-fraction leave no training images; lower them")
+        raise UserError("--validation-fraction and --test-fraction leave no training images; their sum must be below 1")
     return fractions
 
 
@@ -65,8 +65,9 @@ def check_class_folders(root: Path, folders: Sequence[str]) -> None:
     shown = escape_name(str(root))
     if names & {"images", "imgs", "jpegimages"} and names & {"labels", "annotations", "annotation", "label"}:
         raise UserError(
-            f"{shown}: contains {', '.join(folders)}, like detection datasets (YOLO, VOC), and no class folders; "
-            "sort the images into one folder per class, or list them in a csv for `python -m shards.build csv`"
+            f"{shown}: looks like a detection dataset (YOLO, VOC): it contains {', '.join(folders)} but no class "
+            "folders; sort the images into one folder per class, or list them in a CSV file for "
+            "`python -m shards.build csv`"
         )
     holders = {name: inner for name in folders if (inner := split_folders(root / name))}
     if len(holders) == len(folders) > 1 and not any(name.lower().startswith(("fold", "split")) for name in folders):

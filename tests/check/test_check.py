@@ -147,7 +147,7 @@ def test_unwritable_run_folder_fails(faces: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "file").write_text("")
     status, page = check(settings(faces, tmp_path / "file" / "out"), capsys)
     assert status == 2
-    assert page["run folder"] == ("error", f"{tmp_path / 'file' / 'out'} cannot be written (Not a directory)")
+    assert page["run folder"] == ("error", f"--out {tmp_path / 'file' / 'out'}: not writable (Not a directory)")
     assert page["time"][0] in ("ok", "warning")
 
 

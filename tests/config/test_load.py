@@ -215,5 +215,5 @@ def test_keys_and_values_of_version_0_1_work_and_are_named_in_one_line(
 
 
 def test_a_key_under_both_names_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"command line: data\.workers and data\.num_workers are the same key"):
+    with pytest.raises(UserError, match=r"command line: data\.workers and data\.num_workers are names of the same key"):
         parse_cli(["--data.workers", "1", "--data.num_workers", "2"])

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("data.synthetic_samples", "abc", "data.synthetic_samples must be a list of integers, got 'abc'"),
         ("augment.erase_scale", [1, "x"], "augment.erase_scale must be a list of 2 numbers, got [1, 'x']"),
         ("runtime.trackers", ["x"], "runtime.trackers must be a list of values, each one of wandb, mlflow, got ['x']"),
-        ("loss", 3, "loss is a section; set its keys, such as loss.batch_scope; got 3"),
+        ("loss", 3, "loss is a section and cannot be 3; set its keys, such as loss.batch_scope"),
     ],
 )
 def test_invalid_values_are_explained(key: str, value: object, message: str) -> None:

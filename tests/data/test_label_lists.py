@@ -102,7 +102,7 @@ def test_every_matrix_dialect_is_read(separator: str, mark: bytes, faces: Path, 
         ([",".join(CLASSES), *["nan,1,0,0,0,0,0"] * 7], "line 2 must contain 7 nonnegative numbers"),
         ([",".join(CLASSES), *["neutral,1,0,0,0,0,0,0"] * 7], "line 3: second row for class neutral"),
         (["," + ",".join(CLASSES), *["neutrl,1,0,0,0,0,0,0"] * 7], "line 2: 'neutrl' is not a class"),
-        ([",".join((*CLASSES[:6], "neutral")), *["1,0,0,0,0,0,0"] * 7], "line 1 must name each of the classes"),
+        ([",".join((*CLASSES[:6], "neutral")), *["1,0,0,0,0,0,0"] * 7], "line 1 must be either the header of a matrix"),
     ],
 )
 def test_bad_matrices_are_rejected(lines: list[str], reason: str, faces: Path, tmp_path: Path) -> None:

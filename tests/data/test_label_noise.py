@@ -118,7 +118,7 @@ def test_noise_lists_of_scn_and_eac_load(faces: Path, tmp_path: Path) -> None:
         ("a.jpg 8\n", "label 8 is out of range; the 7 classes are numbered 1 to 7"),
         ("a.jpg 0\nb.jpg 7\n", "label 7 is out of range; the 7 classes are numbered 0 to 6"),
         ("a.jpg joyful\nb.jpg 1\n", "label 'joyful' is neither a number nor a class"),
-        ("neutral,happy\n1,0\n0,1\n", "line 1 must name each of the classes"),
+        ("neutral,happy\n1,0\n0,1\n", "line 1 must be either the header of a matrix"),
         (",".join(CLASSES) + "\n1,0,0,0,0,0,0\n", "expected 7 rows of numbers, one per class, but found 1"),
         (
             ",".join(CLASSES) + "\n" + "1,0,0,0,0,0,0\n" * 6 + "1,0,0,0,0,0,-1\n",

@@ -74,7 +74,7 @@ def test_unfinished_run_is_evaluated_at_its_selected_checkpoint(run: Path, tmp_p
         def all_gather_object(self, value: Any) -> list[Any]:
             return [value, (value[0], value[1] + 1)]
 
-    with pytest.raises(UserError, match="replaced the checkpoint while it was being loaded; rerun"):
+    with pytest.raises(UserError, match="replaced the checkpoint while it was being loaded; run the command again"):
         load_same_on_all_ranks(parse_options([str(tmp_path / "begun")]), Behind(torch.device("cpu")))
 
 
@@ -214,7 +214,7 @@ def test_user_errors_are_one_line(run: Path, faces: Path, tmp_path: Path, capsys
     content = torch.load(run / "checkpoints" / "selected.pt", weights_only=True)
     content["config"]["data"]["shards"] = "gone/faces"
     torch.save(content, copied)
-    assert "gone/faces: dataset of the run not found; pass its new location as --shards" in refused(capsys, copied)
+    assert "gone/faces: the run's dataset was not found; pass its new location as --shards" in refused(capsys, copied)
     mapping = tmp_path / "mapping.toml"
     mapping.write_text('glad = "hapy"\nsad = "sad"\nBored = "surprise"\n')
     line = refused(capsys, run, "--shards", other, "--class-mapping", mapping)

@@ -191,7 +191,8 @@ def test_subgroups_by_hand(run: Path, faces: Path, tmp_path: Path, capsys: pytes
     sides = ["left" if int(str(key).rpartition("-")[2]) % 2 else "not given" for key in renamed.keys]
     assert read_groups(renamed, ["side"]) == {"side": sides}
     line = refused(capsys, run, "--shards", other, "--group-by", "hat", "--group-by", "weight")
-    assert "--group-by hat, weight: no such field" in line
+    assert "--group-by hat, weight: the KEY.json files of split test in " in line
+    assert "contain no such field" in line
     assert "available: glasses, height, side, width" in line
     line = refused(capsys, run, "--shards", other, "--require-votes")
     assert "--require-votes: split test of " in line

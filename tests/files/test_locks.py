@@ -113,7 +113,7 @@ def test_a_wait_for_a_lock_can_be_given_up(tmp_path: Path) -> None:
 
 def test_a_run_folder_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
-    with pytest.raises(UserError, match=r"out: \S+ cannot be written \(Is a directory\)"), lock_run_dir(tmp_path):
+    with pytest.raises(UserError, match=r"out: \S+ cannot be written to \(Is a directory\)"), lock_run_dir(tmp_path):
         pass
 
 

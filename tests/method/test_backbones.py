@@ -249,7 +249,7 @@ def refuse_one_dimension(world: World) -> str:
 
 def test_unsynchronizable_batch_norm_gives_a_warning() -> None:
     for said in run_ranks(refuse_one_dimension, 2):
-        assert said.startswith("the backbone's BatchNorm1d cannot be synchronized over ranks on cpu")
+        assert said.startswith("the backbone's BatchNorm1d cannot be synchronized across ranks on cpu")
 
 
 def test_gpu_uses_torchs_synchronized_batch_norm() -> None:

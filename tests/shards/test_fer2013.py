@@ -347,7 +347,7 @@ def test_wrong_header_is_one_line(tmp_path: Path) -> None:
 def test_missing_csv_error_lists_expected_and_found_files(tmp_path: Path) -> None:
     (tmp_path / "fer").mkdir()
     (tmp_path / "fer" / "faces.txt").write_bytes(b"")
-    with pytest.raises(UserError, match=r"expected one of fer2013\.csv, .* found faces\.txt; use --csv"):
+    with pytest.raises(UserError, match=r"expected one of fer2013\.csv, .* found faces\.txt; pass the file as --csv"):
         build_fer(tmp_path / "fer")
 
 

@@ -235,10 +235,10 @@ def test_second_run_computes_nothing(
     faces: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = fill(values_of(faces, tmp_path / "first", weights, 2))
-    assert "maps: computing 4 of the frozen extractor" in capsys.readouterr().err
+    assert "maps: computing 4 of 4 sets of frozen extractor outputs" in capsys.readouterr().err
     monkeypatch.setattr(TorchLoader, "batches", lambda *_: pytest.fail("images are loaded again"))
     second = fill(values_of(faces, tmp_path / "second", weights, 2))
-    assert "maps: reusing 4 of the frozen extractor" in capsys.readouterr().err
+    assert "maps: reusing 4 of 4 sets of frozen extractor outputs" in capsys.readouterr().err
     for mine, theirs in zip([*second["epochs"], second["test"]], [*first["epochs"], first["test"]], strict=True):
         assert all(torch.equal(a.images, b.images) for a, b in zip(mine, theirs, strict=True))
 
@@ -302,7 +302,7 @@ def test_killed_run_keeps_complete_maps(
     assert len(list(cache.glob("entries/*/maps.bin"))) == 1
     assert len(list(cache.glob("entries/*/maps.bin.partial"))) == 1
     resumed = fill(values)
-    assert "computing 3 of the frozen extractor" in capsys.readouterr().err
+    assert "computing 3 of 4 sets of frozen extractor outputs" in capsys.readouterr().err
     assert not list(cache.glob("entries/*/*.partial"))
     shutil.rmtree(cache)
     for mine, theirs in zip(resumed["epochs"], fill(values)["epochs"], strict=True):

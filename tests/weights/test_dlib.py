@@ -171,7 +171,7 @@ def more_shapes(**extra: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
 
 
 CHANGES: dict[str, tuple[Callable[[FakePackage], Mapping[str, bytes]], str]] = {
-    "no weights": (lambda p: without(p.files, WEIGHTS), f"has no {WEIGHTS}; is it the npm package"),
+    "no weights": (lambda p: without(p.files, WEIGHTS), f"has no {WEIGHTS}, unlike the npm package"),
     "no manifest": (lambda p: without(p.files, MANIFEST), f"has no {MANIFEST}"),
     "short weights": (
         lambda p: {**p.files, WEIGHTS: p.files[WEIGHTS][:-1]},
@@ -187,10 +187,10 @@ CHANGES: dict[str, tuple[Callable[[FakePackage], Mapping[str, bytes]], str]] = {
     "other name": (lambda p: manifest_with(p, name="conv32_up"), "lacks conv32_down/conv/filters"),
     "other shape": (
         lambda p: manifest_with(p, shape=[7, 7, 32, 3]),
-        "has another shape for conv32_down/conv/filters",
+        "has a different shape for conv32_down/conv/filters",
     ),
     "one more": (lambda p: fake_package(shapes=more_shapes(extra=(3,))).files, "has unexpected extra"),
-    "no version": (lambda p: {**p.files, INFO: b"{}"}, "package.json has no name and version"),
+    "no version": (lambda p: {**p.files, INFO: b"{}"}, "package.json lacks a name or version"),
 }
 
 

@@ -227,7 +227,9 @@ def plot(table: Table, path: Path) -> None:
     try:
         from matplotlib.figure import Figure  # optional: tables are written without it
     except ImportError as error:
-        raise UserError(f"{path}: plot not written ({error}); pip install 'adadf_dist[tune]'") from None
+        raise UserError(
+            f"{path}: plot not written ({error}); install Matplotlib with pip install 'adadf_dist[tune]'"
+        ) from None
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
     lines = [line for line in table.lines if line.measured]

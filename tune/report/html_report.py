@@ -35,7 +35,8 @@ def write_page(study: Study, outcomes: Sequence[TrialResult], choice: Selection 
         from tune.report.importance import importance
     except ImportError as error:
         raise UserError(
-            f"{PAGE} skipped ({error}); pip install 'adadf_dist[tune]' and rerun the search with --resume"
+            f"{PAGE} not written ({error}); install the missing package with pip install 'adadf_dist[tune]' and "
+            "rerun the search with --resume"
         ) from None
     compared = match_budgets(study, outcomes)
     weighed = importance(study, compared)

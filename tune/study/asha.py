@@ -55,5 +55,5 @@ def plan_halving(space: Space, base: Config, grace: int | None, factor: int) -> 
             "pruning earlier is unfair to trials whose losses are still ramping up (eqs 15, 16)"
         )
     if factor < 2:
-        raise UserError(f"--reduction-factor {factor}: must be at least 2; about 1 in this many trials passes a rung")
+        raise UserError(f"--reduction-factor {factor}: must be at least 2; a factor of N keeps about 1 in N trials")
     return AshaSchedule(grace, factor, base.epochs)

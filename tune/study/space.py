@@ -194,8 +194,8 @@ def read_domain(name: str, key: str, content: Mapping[str, object]) -> Domain:
         raise UserError(f"{where}: unknown key{did_you_mean(key, settings())}")
     if key in keys_with(Role.NOT_SEARCHABLE):
         raise UserError(
-            f"{where}: cannot be searched, because the search sets it itself or trials would not be comparable; "
-            "set it on the command line"
+            f"{where}: cannot be searched, because it must be the same in all trials or is set by the search; "
+            "remove it from the space and, if needed, set it on the command line"
         )
     kinds = [kind for kind in content if kind in KINDS]
     others = [word for word in content if word not in (*KINDS, "when")]

@@ -103,7 +103,7 @@ def start(study: Study, resume: bool, source: Source | None = None) -> Study:
     """
     path = study.folder / STUDY_FILE
     if not path.exists() and resume:
-        raise UserError(f"--resume: {path}: no such file; remove --resume to start a search there")
+        raise UserError(f"--resume: {path}: no such file; remove --resume to start a new search")
     if not path.exists() or not study.trials.outcomes():
         with os_errors_as_user_errors(path):
             study.folder.mkdir(parents=True, exist_ok=True)

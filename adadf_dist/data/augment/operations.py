@@ -26,7 +26,8 @@ class OpKind(IntEnum):
 
     NOTHING = 0
     WARP = 1
-    """`matrices`: bilinear warp; output position p gets the color at input position matrix @ (p, 1), or else `FILL`."""
+    """`matrices`: bilinear warp; output position p gets the color at input position matrix @ (p, 1), or `FILL` if that
+    position is outside the image."""
     TABLE = 2
     """`tables`: replaces each channel's value v with table[v]."""
     COLOR = 3

@@ -243,7 +243,7 @@ def finalize_dataset(
     for split, stored in shards.items():
         if not stored:
             raise UserError(
-                f"split {split}: all images are invalid (first: {bad[0].source}: {bad[0].reason}); fix the source"
+                f"split {split}: all images are invalid (first: {bad[0].source}: {bad[0].reason}); fix the images"
             )
     if bad:
         check_every_class(source.classes, shards["train"], bad)

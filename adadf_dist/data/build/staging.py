@@ -61,8 +61,8 @@ def check_readable(partial: Path, out: Path) -> None:
     except UserError as error:
         problem = str(error).replace(str(partial), out.name)
         raise UserError(
-            f"{out}: not written, because the new dataset could not be opened ({problem}); fix the source and rebuild; "
-            "existing files are unchanged"
+            f"{out}: not written, because the new dataset could not be opened ({problem}); fix the source and rebuild "
+            "(existing files are unchanged)"
         ) from None
 
 

@@ -163,7 +163,7 @@ def read_runs(remote: Remote, split: Split, runs: Sequence[SampleRun]) -> Iterat
             if record["__key__"] != key:
                 raise UserError(
                     f"{remote.url_for(file)}: tar does not match its index (expected sample {key}, "
-                    f"found {record['__key__']}); re-upload the dataset (dataset.json last)"
+                    f"found {record['__key__']}); re-upload the dataset, with dataset.json last"
                 )
             yield EncodedSample(sample, record["jpg"])
 

@@ -207,7 +207,7 @@ def evict_to_fit(entry: Path, space: SpaceRequest, data: DataConfig) -> None:
             if size + sum(used.values()) > limit:
                 raise UserError(
                     f"data.cache_size_gb is {data.cache_size_gb:g}: {owner} needs {size / GB:.3g} GB, and "
-                    f"{sum(used.values()) / GB:.3g} GB in {data.cache_dir} are in use by other runs; "
+                    f"{sum(used.values()) / GB:.3g} GB in {data.cache_dir} is in use by other runs; "
                     "raise the limit or wait"
                 )
         free = shutil.disk_usage(entries).free

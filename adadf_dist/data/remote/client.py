@@ -101,7 +101,7 @@ class Remote:
         if package is not None and importlib.util.find_spec(package) is None:
             raise UserError(
                 f"data.shards is {self.url}: {scheme}:// needs the package {package}; "
-                "install the extra: pip install 'adadf_dist[remote]'"
+                "install it with pip install 'adadf_dist[remote]'"
             )
         if scheme.startswith("http") and "?" in self.url:
             raise UserError(f"data.shards is {self.url}: pass the folder's URL without a query (?...)")

@@ -85,7 +85,7 @@ def make_synthetic_source(counts: Mapping[str, int], size: int, seed: int) -> Sy
     """Return a source for the non-empty splits. Raises `UserError` for invalid arguments."""
     for split, count in counts.items():
         if not 0 <= count <= ID_STRIDE:
-            raise UserError(f"{split}: {count} faces; must be from 0 to {ID_STRIDE:,}")
+            raise UserError(f"{split}: the number of faces must be from 0 to {ID_STRIDE:,}, not {count}")
     if not 16 <= size <= 1024:
-        raise UserError(f"size: {size} pixels; must be from 16 to 1,024")
+        raise UserError(f"size {size}: must be from 16 to 1,024 pixels")
     return SyntheticSource({split: counts[split] for split in SPLITS if counts.get(split)}, size, seed)

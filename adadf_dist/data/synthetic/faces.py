@@ -106,11 +106,11 @@ def render_sample(seed: int, index: int, size: int = 64, ambiguity: float = AMBI
     Raises `UserError`. On another processor, rounding in exponentials may change a pixel by one level.
     """
     if not 16 <= size <= 1024:
-        raise UserError(f"size: {size} pixels; must be from 16 to 1,024")
+        raise UserError(f"size {size}: must be from 16 to 1,024 pixels")
     if not 0 <= ambiguity <= 1:
-        raise UserError(f"ambiguity: {ambiguity}; must be a fraction from 0 to 1")
+        raise UserError(f"ambiguity {ambiguity}: must be a fraction from 0 to 1")
     if seed < 0 or index < 0:
-        raise UserError(f"seed {seed}, face {index}: must not be negative")
+        raise UserError(f"seed {seed}, face {index}: neither number may be negative")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
     appearance = dict(zip(APPEARANCE, rng.uniform(_LOW, _HIGH).tolist(), strict=True))
     units = _sample_units(rng, ambiguity)

@@ -172,7 +172,8 @@ def test_full_disk_is_one_line(tmp_path: Path) -> None:
 
 def test_unwritable_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(UserError, match=r"--out: \S+ cannot be written \(Not a directory\); choose a writable folder"):
+    full = r"--out: \S+ cannot be written to \(Not a directory\); choose a writable folder"
+    with pytest.raises(UserError, match=full):
         build_dataset(Pictures(), tmp_path / "file" / "new", OPTIONS)
 
 

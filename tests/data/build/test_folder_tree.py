@@ -209,7 +209,10 @@ LAYOUTS: dict[str, tuple[list[str], str]] = {
         "a contains test, train, but split folders must contain the class folders: test/a, not a/test",
     ),
     "classes one level down": (["faces/a/1.jpg", "faces/b/2.jpg"], "its only folder faces contains a, b; if these are"),
-    "YOLO": (["images/1.jpg", "labels/1.txt"], "contains images, labels, like detection datasets"),
+    "YOLO": (
+        ["images/1.jpg", "labels/1.txt"],
+        "looks like a detection dataset (YOLO, VOC): it contains images, labels but no class folders",
+    ),
     "FER+": (
         ["FER2013Train/1.png", "FER2013Train/label.csv", "FER2013Valid/2.png", "FER2013Test/3.png"],
         "its 1 images are in no class folder; for FER+'s folders use `python -m shards.build fer2013`",

@@ -26,15 +26,15 @@ def error_line(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 def test_bad_input_is_one_line(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such folder" in error_line(capsys, tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    assert "line 1: no column" in error_line(capsys, tmp_path / "file")  # read as a csv list
+    assert "line 1: no column" in error_line(capsys, tmp_path / "file")  # read as a CSV list
     (tmp_path / "odd" / "deep").mkdir(parents=True)
     (tmp_path / "odd" / "notes.txt").write_text("")
     line = error_line(capsys, tmp_path / "odd")
     assert "dataset.json" in line
     assert "fer2013.csv" in line
-    assert "found deep/, notes.txt" in line
+    assert "it contains deep/, notes.txt" in line
     (tmp_path / "empty").mkdir()
-    assert "an empty folder" in error_line(capsys, tmp_path / "empty")
+    assert "it contains nothing" in error_line(capsys, tmp_path / "empty")
     assert str(tmp_path / "file") in error_line(capsys, clean, "--html", tmp_path / "file" / "x.html")
     assert "is a folder" in error_line(capsys, clean, "--html", tmp_path)
     assert "is not a folder" in error_line(capsys, clean, "--json", tmp_path / "file" / "x.json")
