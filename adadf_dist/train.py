@@ -152,7 +152,7 @@ def train_epoch(context: RunContext, state: TrainState, checkpoints: CheckpointM
         rows = batch.flatten_crops()
         output = engine.forward(rows.images)
         ranks = (world, BatchSlice(rows.offset, rows.global_size))
-        inputs = state.targets.inputs(state.classes.targets, rows, engine)
+        inputs = state.targets.inputs(state.classes.targets, rows)
         losses = adadf_loss(output, rows.labels, inputs, ramp, config.loss, ranks)
         engine.step(losses.total)
         state.observe(batch, output, losses)

@@ -156,9 +156,6 @@ class LossConfig:
     min_label_prob: float = setting(0.0, ge=0, lt=1)
     """Minimum probability of the annotated label in the fused distribution, which is mixed with the label as far as
     necessary; 0: off."""
-    flip_consistency: float = setting(0.0, ge=0)
-    """Weight of the KL divergence of the target branch from the averaged weights' prediction for the mirrored image;
-    needs optimizer.ema_decay; 0: off."""
     detach_targets: bool = setting(False, old_name="loss.detach")
     """Stop gradients through the fused distribution to the auxiliary branch and the attention weights."""
     batch_scope: Literal["global", "local"] = setting("global", old_name="loss.scope")

@@ -127,18 +127,6 @@ def list_loss_rules(config: Config) -> list[Rule]:
         ("loss.target_adjustment", loss.target_adjustment, not (loss.target_adjustment and loss.is_baseline), fused),
         ("loss.min_label_prob", loss.min_label_prob, not (loss.min_label_prob and loss.is_baseline), fused),
         (
-            "loss.flip_consistency",
-            loss.flip_consistency,
-            not loss.flip_consistency or config.optimizer.ema_decay > 0,
-            "0 while optimizer.ema_decay is 0; or set optimizer.ema_decay",
-        ),
-        (
-            "loss.flip_consistency",
-            loss.flip_consistency,
-            not (loss.flip_consistency and config.model.cached_augmentations),
-            "0 while model.cached_augmentations is not 0, because stored outputs cannot be mirrored",
-        ),
-        (
             "class_distributions.sample_momentum",
             classes.sample_momentum,
             not classes.sample_momentum or loss.supervision in ("fused", "label"),

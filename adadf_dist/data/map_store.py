@@ -91,7 +91,7 @@ class MapStore:
         size = {"samples": self.samples, "shape": list(self.shape), "dtype": kind}
         write_json(self.entry / INFO, {**size, "replaced": sorted(replaced.items()), "origin": dict(self.origin)})
 
-    def open(self) -> tuple[Tensor, Samples]:
+    def load(self) -> tuple[Tensor, Samples]:
         """Return the mapped maps [S, ...], and the index of the sample in each row, [S]."""
         path = str(self.entry / MAPS)
         rows = torch.from_file(path, shared=False, size=self.samples * math.prod(self.shape), dtype=self.dtype)

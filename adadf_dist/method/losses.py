@@ -58,8 +58,6 @@ class TargetInputs(NamedTuple):
     (`class_distributions.sample_momentum`)."""
     votes: Tensor | None = None
     """[n, C], vote distribution of each sample (`loss.supervision = votes`)."""
-    teacher: Tensor | None = None
-    """[n, C], the weight average's prediction for the mirrored images (`loss.flip_consistency`)."""
 
 
 class Gatherer(Protocol):
@@ -226,14 +224,11 @@ def adadf_loss(
     share = world.size / place.total
     auxiliary, target = output.auxiliary_logits, output.target_logits
     cross_entropy = annotation_loss(auxiliary, labels, inputs, config, "sum") * share
-    consistency: Tensor | float = 0.0
-    if inputs.teacher is not None:
-        consistency = config.flip_consistency * kl_divergence(inputs.teacher, target).sum() * share
     if config.is_baseline:
         per_sample = annotation_loss(auxiliary.detach(), labels, inputs, config, "none")
         zero, weights = torch.zeros_like(cross_entropy), torch.ones_like(per_sample)
         rows = baseline_targets(labels, target, inputs, config)
-        return Losses(cross_entropy + consistency, zero, cross_entropy, zero, weights, rows, per_sample)
+        return Losses(cross_entropy, zero, cross_entropy, zero, weights, rows, per_sample)
 
     attention = (output.auxiliary_attention + output.target_attention) / 2  # eq 8
     batch = world.gather(attention, *place) if config.batch_scope == "global" else attention
@@ -244,5 +239,5 @@ def adadf_loss(
     fused = make_targets(distributions, rows, weights, labels, config)
     per_sample = kl_divergence(fused, add_offset(target, inputs.fused_offset))
     divergence = per_sample.sum() * share
-    total = ramp.kl * divergence + ramp.ce * cross_entropy + rank_loss + consistency
+    total = ramp.kl * divergence + ramp.ce * cross_entropy + rank_loss
     return Losses(total, divergence, cross_entropy, rank_loss, weights, fused, per_sample.detach())

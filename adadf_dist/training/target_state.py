@@ -15,7 +15,6 @@ from adadf_dist.data.batch import Batch
 from adadf_dist.data.dataset import Split
 from adadf_dist.data.sampling import sampled_counts
 from adadf_dist.distributed.world import World
-from adadf_dist.engine.ddp import Engine
 from adadf_dist.method.losses import Losses, TargetInputs, logit_offset
 from adadf_dist.method.model import Output
 from adadf_dist.method.target_averages import MeanFused, SampleAverages
@@ -33,7 +32,7 @@ class TargetState:
     mean_fused: MeanFused | None = None
     sample_averages: SampleAverages | None = None
 
-    def inputs(self, class_distributions: Tensor, rows: Batch, engine: Engine) -> TargetInputs:
+    def inputs(self, class_distributions: Tensor, rows: Batch) -> TargetInputs:
         """Return what the losses of a batch are computed from, besides the outputs of the network."""
         loss, samples, mean = self.config.loss, rows.sample_ids, self.mean_fused
         return TargetInputs(
@@ -42,7 +41,6 @@ class TargetState:
             fused_offset=None if mean is None else logit_offset(mean.mean, loss.target_adjustment),
             sample_averages=None if self.sample_averages is None else self.sample_averages.averages[samples],
             votes=None if self.votes is None else self.votes[samples],
-            teacher=engine.predict(rows.images.flip(-1)).softmax(dim=1) if loss.flip_consistency else None,
         )
 
     def observe(self, rows: Batch, output: Output, losses: Losses) -> None:

@@ -148,7 +148,6 @@ EXTENSIONS = {
     "loss.min_label_prob": 0.5,
     "loss.logit_adjustment": 1.2,
     "loss.label_smoothing": 0.1,
-    "loss.flip_consistency": 0.4,
     "optimizer.ema_decay": 0.999,
     "class_distributions.sample_momentum": 0.6,
     "class_distributions.relative_threshold": 0.8,

@@ -73,10 +73,6 @@ def test_command_line_values_are_parsed_by_type() -> None:
         (["--class_distributions.threshold", "1"], r"class_distributions\.threshold is 1\.0; allowed: \(0, 1\)"),
         (["--augment.magnitude", "11"], r"augment\.magnitude is 11\.0; allowed: \[0, 10\]"),
         (["--loss.label_smoothing", "1"], r"loss\.label_smoothing is 1\.0; allowed: \[0, 1\)"),
-        (
-            ["--loss.flip_consistency", "1"],
-            r"loss\.flip_consistency is 1\.0; allowed: 0 while optimizer\.ema_decay is 0",
-        ),
         (["--optimizer.name", "lion"], r"optimizer\.name must be one of adam, adamw, sgd, got 'lion'"),
         (["--optimizer.momentum", "0"], r"optimizer\.momentum is 0\.0; allowed: \(0, 1\)"),
         (["--optimizer.name", "sgd", "--engine", "deepspeed"], r"optimizer\.name is 'sgd'; allowed: adam while engine"),
@@ -95,19 +91,6 @@ def test_command_line_values_are_parsed_by_type() -> None:
         (
             ["--evaluation.flip_tta", "true", "--data.ten_crop_resize", "256"],
             r"evaluation\.flip_tta is True; allowed: false while data\.ten_crop_resize",
-        ),
-        (
-            [
-                "--loss.flip_consistency",
-                "1",
-                "--optimizer.ema_decay",
-                "0.9",
-                "--model.pretrained",
-                "x",
-                "--model.cached_augmentations",
-                "2",
-            ],
-            r"loss\.flip_consistency is 1\.0; allowed: 0 while model\.cached_augmentations is not 0",
         ),
     ],
 )

@@ -95,10 +95,16 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "latin-1": (b"path,label\na.jpg,fr\xf6hlich\n", "line 2: byte 0xf6 at column 9 is not UTF-8"),
     "empty label": ("path,label\na.jpg,x\nb.jpg, \n", "line 3: empty label"),
     "empty path": ("path,label\n,x\n", "line 2: path '' is outside the folder"),
-    "nan votes": ("path,label,votes_x,votes_y\na.jpg,x,1,0\nb.jpg,y,nan,1\n", "line 3: votes must be numbers of 0 or"),
+    "nan votes": (
+        "path,label,votes_x,votes_y\na.jpg,x,1,0\nb.jpg,y,nan,1\n",
+        "line 3: votes must be nonnegative numbers",
+    ),
     "infinite votes": ("path,label,votes_x,votes_y\na.jpg,x,inf,0\n", "line 2: votes must be nonnegative numbers"),
     "negative votes": ("path,label,votes_x,votes_y\na.jpg,x,-1,0\n", "line 2: votes must be nonnegative numbers"),
-    "thousands or a share": ('path,label,votes_x,votes_y\na.jpg,x,"1,000",0\n', "line 2: votes must be numbers"),
+    "thousands or a share": (
+        'path,label,votes_x,votes_y\na.jpg,x,"1,000",0\n',
+        "line 2: votes must be nonnegative numbers",
+    ),
     "votes beyond single precision": (
         "path,label,votes_x,votes_y\na.jpg,x,1e39,0\n",
         "line 2: votes must be at most 16,777,216, not '1e39'",

@@ -23,7 +23,6 @@ EXTENSIONS = {
     "loss.min_label_prob": 0.5,
     "loss.logit_adjustment": 1.2,
     "loss.label_smoothing": 0.1,
-    "loss.flip_consistency": 0.4,
     "optimizer.ema_decay": 0.5,
     "class_distributions.sample_momentum": 0.6,
     "class_distributions.relative_threshold": 0.8,
@@ -52,7 +51,7 @@ def take_extended_step(
 ) -> Losses:
     """A step with the extensions of docs/method.md on this rank's rows of a global batch."""
     output = engine.forward(rows.images)
-    inputs = targets.inputs(classes.targets, rows, engine)
+    inputs = targets.inputs(classes.targets, rows)
     ranks = (world, BatchSlice(rows.offset, rows.global_size))
     losses = adadf_loss(output, rows.labels, inputs, ramp_weights(2, 3), targets.config.loss, ranks)
     engine.step(losses.total)

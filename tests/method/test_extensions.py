@@ -53,18 +53,14 @@ def extended_case() -> tuple[Output, Tensor, TargetInputs, LossConfig, dict[str,
     prior, mean = [0.5, 0.3, 0.15, 0.05], [0.4, 0.1, 0.3, 0.2]
     averages = random_rows(9, 4, 1)
     averages[[2, 5]] = 0.0  # two samples without an average
-    teacher = random_rows(9, 4, 2)
-    config = LossConfig(
-        label_smoothing=0.1, logit_adjustment=0.8, target_adjustment=1.5, min_label_prob=0.45, flip_consistency=0.6
-    )
+    config = LossConfig(label_smoothing=0.1, logit_adjustment=0.8, target_adjustment=1.5, min_label_prob=0.45)
     inputs = TargetInputs(
         classes,
         prior_offset=logit_offset(torch.tensor(prior, dtype=torch.float64), 0.8),
         fused_offset=logit_offset(torch.tensor(mean, dtype=torch.float64), 1.5),
         sample_averages=averages,
-        teacher=teacher,
     )
-    numbers = {"prior": prior, "mean": mean, "averages": averages.tolist(), "teacher": teacher.tolist()}
+    numbers = {"prior": prior, "mean": mean, "averages": averages.tolist()}
     return output, labels, inputs, config, numbers
 
 
@@ -72,7 +68,7 @@ def test_losses_with_all_extensions_equal_a_naive_recomputation() -> None:
     output, labels, inputs, config, numbers = extended_case()
     losses = loss_of(output, labels, inputs, config)
     weights, classes = losses.attention_weights.tolist(), inputs.class_distributions.tolist()  # eq 11 is unchanged
-    entropies, divergences, consistencies, raised = [], [], [], 0
+    entropies, divergences, raised = [], [], 0
     for i, y in enumerate(labels.tolist()):
         auxiliary, target = output.auxiliary_logits[i].tolist(), output.target_logits[i].tolist()
         p = softmax([z + 0.8 * math.log(f) for z, f in zip(auxiliary, numbers["prior"], strict=True)])
@@ -85,12 +81,11 @@ def test_losses_with_all_extensions_equal_a_naive_recomputation() -> None:
         assert losses.fused_distributions[i].tolist() == pytest.approx(fused, abs=1e-12)
         q = softmax([z + 1.5 * math.log(m) for z, m in zip(target, numbers["mean"], strict=True)])
         divergences.append(divergence(fused, q))
-        consistencies.append(divergence(numbers["teacher"][i], softmax(target)))
     assert 0 < raised < 9  # both cases occur
     assert losses.per_sample.tolist() == pytest.approx(divergences, abs=1e-12)
     assert losses.cross_entropy.item() == pytest.approx(sum(entropies) / 9, abs=1e-12)
     assert losses.kl_divergence.item() == pytest.approx(sum(divergences) / 9, abs=1e-12)
-    total = (0.7 * sum(divergences) + 0.9 * sum(entropies) + 0.6 * sum(consistencies)) / 9
+    total = (0.7 * sum(divergences) + 0.9 * sum(entropies)) / 9
     assert losses.total.item() == pytest.approx(total + losses.rank_regularization.item(), abs=1e-12)
 
 
@@ -107,10 +102,10 @@ def test_gradients_with_all_extensions_equal_finite_differences(detached: bool) 
         return
     # detached, only the losses' own terms reach the target branch: prediction minus target, over N
     total(*output).backward()  # type: ignore[no-untyped-call]
-    logits, teacher, offset = output.target_logits, inputs.teacher, inputs.fused_offset
-    assert teacher is not None and offset is not None
+    logits, offset = output.target_logits, inputs.fused_offset
+    assert offset is not None
     fused = loss_of(output, labels, inputs, config).fused_distributions
-    wanted = 0.7 * ((logits + offset).softmax(dim=1) - fused) + 0.6 * (logits.softmax(dim=1) - teacher)
+    wanted = 0.7 * ((logits + offset).softmax(dim=1) - fused)
     torch.testing.assert_close(logits.grad, wanted.detach() / 9, rtol=0, atol=1e-12)
 
 

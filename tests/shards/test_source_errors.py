@@ -116,7 +116,7 @@ BAD_CSV: list[tuple[str, str]] = [
     ("path,label\na.jpg,x,y\n", "line 2: 3 cells, but the header has 2 columns"),
     ("path,label\na.jpg\n", "line 2: 1 cells, but the header has 2 columns"),
     ("path,label,split\na.jpg,x,dev\n", "line 2: split 'dev'"),
-    ("path,label,votes_x,votes_y\na.jpg,x,3,many\n", "line 2: votes must be numbers"),
+    ("path,label,votes_x,votes_y\na.jpg,x,3,many\n", "line 2: votes must be nonnegative numbers"),
     ("path,label,votes_x,votes_y\na.jpg,z,3,1\n", "line 2: label 'z' is not one of x, y"),
     ("path,label\n../a.jpg,x\n", "line 2: path '../a.jpg' is outside the folder"),
 ]

@@ -383,7 +383,6 @@ def test_run_resumes_in_mid_epoch(
         ({"model__freeze": "never"}, "model.freeze = auto"),
         ({"data__access": "stream"}, "set data.access = cache"),
         ({"data__ten_crop_resize": "40"}, "set data.ten_crop_resize = 0"),
-        ({"loss__flip_consistency": "1", "optimizer__ema_decay": "0.9"}, "set loss.flip_consistency = 0"),
     ],
 )
 def test_unsuitable_settings_are_refused(

@@ -35,7 +35,7 @@ class MapLoader:
     def batches(self, split: str, plan: Sequence[Samples], epoch: int = -1) -> Iterator[Batch]:
         variant = (split, epoch % self._period if epoch >= 0 else EVALUATION)
         if variant not in self._opened:
-            self._opened[variant] = self._stores[variant].open()
+            self._opened[variant] = self._stores[variant].load()
         maps, members = self._opened[variant]
         labels = torch.from_numpy(self.recipe.splits[split].labels[members])
         samples = torch.from_numpy(members)

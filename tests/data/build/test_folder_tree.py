@@ -120,9 +120,9 @@ def test_broken_links_pipes_and_unreadable_folders_are_reported(
         return real(path)
 
     monkeypatch.setattr(folder_tree.os, "scandir", scandir)
-    with pytest.raises(UserError, match=r"train/b: folder not readable \(Permission denied\)"):
+    with pytest.raises(UserError, match=r"train/b: folder cannot be read \(Permission denied\)"):
         run_build("folder", tmp_path / "other", *words)
-    with pytest.raises(UserError, match=r"b: folder not readable"):
+    with pytest.raises(UserError, match=r"b: folder cannot be read"):
         list(walk_files(root, Skipped()))
 
 
