@@ -195,6 +195,7 @@ def test_config_rejects_paths_that_no_file_can_store() -> None:
 # The package's code
 
 OWN_FILES = {
+    "adadf_dist/data/map_store.py",
     "adadf_dist/data/remote/cache.py",
     "adadf_dist/data/build/shard_task.py",
     "adadf_dist/data/build/staging.py",

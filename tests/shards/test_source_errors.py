@@ -104,7 +104,7 @@ def test_rafdb_bad_labels_are_one_line(text: str, reason: str, tmp_path: Path) -
 def test_rafdb_bad_votes_are_one_line(tmp_path: Path) -> None:
     trees.rafdb(tmp_path / "raf", {f"train_{n}.jpg": n for n in range(1, 8)})
     write(tmp_path / "raf" / "EmoLabel" / "distribution.txt", "train_1.jpg 0.5 0.5\n")
-    assert "distribution.txt: line 1: expected a name and 6 or 7 fractions" in build_error(
+    assert "distribution.txt: line 1: expected a name and 6 or 7 nonnegative fractions" in build_error(
         tmp_path, "rafdb", "--root", tmp_path / "raf"
     )
 

@@ -405,7 +405,7 @@ def test_missing_space_is_reported_before_work(
     needed = f"model.cached_augmentations = 2 needs {total / 1e9:.3g} GB"
     with monkeypatch.context() as patched:
         patched.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=total - 1))
-        with pytest.raises(UserError, match=f"{needed} more there and"):
+        with pytest.raises(UserError, match=f"{needed} more there, but only"):
             fill(values)
     with pytest.raises(UserError, match=rf"data\.cache_size_gb is 0\.002, but {needed}; raise the limit"):
         fill({**values, "data.cache_size_gb": "0.002"})
