@@ -4,6 +4,7 @@
 #   fer          FER2013's own labels: 25,399 training images
 #   fer2013-30   FER+ labels, 70% of Training held out: 8,465 training, 19,754 validation images
 #   fer-30       the same with FER2013's own labels
+#   fer2013-12k  FER+ labels, 57.5% of Training held out: 11,992 training, 16,227 validation images
 # Time: 19 to 26 s per dataset on machine A.
 # Data: a folder with fer2013.csv (plain or gzipped) and fer2013new.csv (FER+), as the first argument.
 # usage: recipes/fer2013_data.sh FER2013_FOLDER DATASET...
@@ -22,6 +23,8 @@ for name in "$@"; do
             --out data/fer2013-30 ;;
         fer-30) "$PYTHON" -m shards.build fer2013 --root "$root" --labels fer --validation-fraction 0.7 \
             --out data/fer-30 ;;
+        fer2013-12k) "$PYTHON" -m shards.build fer2013 --root "$root" --labels ferplus --validation-fraction 0.575 \
+            --out data/fer2013-12k ;;
         *) echo "recipes/fer2013_data.sh: unknown dataset $name" >&2; exit 2 ;;
     esac
 done
