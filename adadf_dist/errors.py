@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Error that the user can fix. Its text is one line: the problem with its location, then a semicolon and a hint.
+    """Error that the user can fix. Its text is one line: the location and the problem, then a semicolon and a hint.
 
     The hint may be passed separately or as part of `message`.
     """

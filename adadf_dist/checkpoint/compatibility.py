@@ -44,7 +44,7 @@ def check_config_compatible(
 
 
 def rates_follow_epochs(before: Mapping[str, Any], after: Mapping[str, Any], finished: int) -> bool:
-    """Return whether the learning rates depend on the number of epochs, so that changing it would change them.
+    """Return whether the learning-rate schedule depends on the total number of epochs.
 
     True with a cosine schedule, or if a warm-up given as a fraction of the run takes more than `finished` epochs.
     """

@@ -32,7 +32,7 @@ class Found(NamedTuple):
     split: Split
     source: Source
     stored: str
-    """Split of the dataset that contains the samples: `train` if the run held the evaluated split out of it."""
+    """Dataset split in which the samples are stored: `train` if the run held the evaluated split out of train."""
 
 
 class Origin(NamedTuple):

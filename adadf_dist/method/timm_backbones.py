@@ -32,7 +32,7 @@ REDUCTION = 4
 For ResNet, that is layer1.
 """
 VIT_SHARED_FRACTION = 4
-"""Default size of a vision transformer's extractor: one in this many of its blocks."""
+"""By default, the extractor has the first 1/`VIT_SHARED_FRACTION` of a vision transformer's blocks."""
 TOLERANCE = 1e-6
 
 

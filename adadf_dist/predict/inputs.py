@@ -134,7 +134,10 @@ def file_image(path: str) -> ImageInput:
 
 
 def load_file(path: str) -> Image.Image:
-    """Read an image file like the dataset builder. Raises `InvalidImageError` or `OSError` if it cannot be read."""
+    """Read an image file the same way as the dataset builder.
+
+    Raises `InvalidImageError` or `OSError` if it cannot be read.
+    """
     with open(path, "rb") as file:
         data = file.read()
     if not data:

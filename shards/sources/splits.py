@@ -103,7 +103,7 @@ def check_parts(root: Path, folders: Sequence[str]) -> None:
 
 
 def split_folders(folder: Path) -> list[str]:
-    """Return the subfolders with names of splits if there are at least two or one is train; otherwise an empty list."""
+    """Return the subfolders named after splits if there are at least two or one is `train`, else an empty list."""
     found = {name: split for name, split in split_names(subfolders(folder)).items() if split is not None}
     return list(found) if len(found) > 1 or "train" in found.values() else []
 

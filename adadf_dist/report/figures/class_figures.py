@@ -31,7 +31,7 @@ DARK_CELL = 0.55
 
 
 def plot_confusion(matrices: dict[str, NDArray[np.int64]], classes: Sequence[str]) -> Figure:
-    """Plot confusion matrices side by side, in percent of each row; row labels include the number of samples."""
+    """Plot confusion matrices side by side, as row percentages; row labels include the number of samples."""
     side = WIDTH / 2
     figure = new_figure(side + 0.35, side * len(matrices) if len(matrices) > 1 else side + 0.9)
     panels = np.atleast_1d(figure.subplots(1, len(matrices)))
