@@ -240,11 +240,11 @@ def test_missing_plot_packages_are_reported(
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(UserError, match=rf"search.html skipped .*{missing}.*pip install 'adadf_dist\[tune\]'"):
+    with pytest.raises(UserError, match=rf"search.html not written .*{missing}.*pip install 'adadf_dist\[tune\]'"):
         write_page(study, [], None)
     write_search_page(study, None)
     output = capsys.readouterr().err
-    assert output.startswith("warning: search.html skipped") and output.count("\n") == 1
+    assert output.startswith("warning: search.html not written") and output.count("\n") == 1
     assert not (study.folder / "search.html").exists()
 
 
