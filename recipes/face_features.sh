@@ -30,6 +30,8 @@ for seed in ${SEEDS:-0 1 2}; do
             --batch_size 256 --epochs 75 --optimizer.name adamw --optimizer.weight_decay 0.05 --optimizer.lr 1e-3 \
             --optimizer.schedule cosine_by_step --optimizer.ema_decay 0.99 $keys \
             --seed "$seed" --out "runs/face-features-$arm-$seed"
+        "$PYTHON" -m adadf_dist.evaluate "runs/face-features-$arm-$seed" \
+            --json "runs/face-features-$arm-$seed/evaluation.json" --overwrite
     done
 done
 "$PYTHON" -m adadf_dist.report runs/face-features-one_hot-? runs/face-features-best-? \

@@ -123,7 +123,7 @@ class ModelConfig:
     to 112 pixels, `small` (3x3 convolution of stride 1, no max-pool: 16 times the multiply-adds for an image of the
     same size) or `small_stride2` (3x3 convolution of stride 2, no max-pool: 4 times)."""
     width: float = setting(1.0, Role.ARCHITECTURE)
-    """Factor on the channels of every layer of a torchvision ResNet: 1.0, or 0.5 for a quarter of the parameters and of
+    """Channel multiplier of every layer of a torchvision ResNet: 1.0, or 0.5 for a quarter of the parameters and of
     the multiply-adds. With model.stem small_stride2, the multiply-adds are those of the standard network."""
 
 

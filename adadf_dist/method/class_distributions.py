@@ -129,9 +129,14 @@ class ClassDistributions:
         """Restore a saved state. Only rank 0 gets the sums, because the reduction adds those of all ranks."""
         self.latest = EpochDistributions(**{name: state[name] for name in EpochDistributions._fields})
         self.targets = self._as_targets()
-        self._pending.zero_()
-        if self.world.rank == 0:
-            self._pending.copy_(state["pending"])
+        restore_pending(self._pending, state["pending"], self.world)
 
     def _as_targets(self) -> Tensor:
         return self.latest.distributions.to(self.world.device)
+
+
+def restore_pending(pending: Tensor, saved: Tensor, world: Reducer) -> None:
+    """Set a rank's sums: those of the checkpoint on rank 0, zeros on other ranks."""
+    pending.zero_()
+    if world.rank == 0:
+        pending.copy_(saved)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from adadf_dist.method.class_distributions import Reducer
+from adadf_dist.method.class_distributions import Reducer, restore_pending
 
 
 class MeanFused:
@@ -81,10 +81,3 @@ class SampleAverages:
         """Restore the state. Only rank 0 restores the pending sums; the all-reduce adds zeros from the others."""
         self.averages = state["averages"].to(self.world.device)
         restore_pending(self._pending, state["pending"], self.world)
-
-
-def restore_pending(pending: Tensor, saved: Tensor, world: Reducer) -> None:
-    """Set a rank's sums: those of the checkpoint on rank 0, zeros on other ranks."""
-    pending.zero_()
-    if world.rank == 0:
-        pending.copy_(saved)

@@ -29,7 +29,7 @@ from adadf_dist.training.setup import RunContext
 logger = get_logger(__name__)
 
 ROUND_BATCHES = 16
-"""Number of global batches between checks of whether the run was asked to stop; ranks wait for each other there."""
+"""Number of global batches between checks for a stop request; ranks synchronize at each check."""
 POLL_S = 0.5
 """Interval in seconds at which all ranks check whether another run has finished with a store."""
 

@@ -135,7 +135,7 @@ def test_run_is_tested_by_both_label_rules_of_ferplus(tmp_path: Path) -> None:
         ROOT.parent / "shared" / "data" / "fer2013" / name for name in ("mini_fer2013.csv.gz", "mini_fer2013new.csv")
     ]
     if not all(file.is_file() for file in files):
-        pytest.skip("FER2013 is not at hand here")
+        pytest.skip("needs FER2013 in ../shared, which is absent")
     rules = {
         rule: run_build("fer2013", tmp_path / rule, "--csv", files[0], "--ferplus", files[1], "--label-rule", rule)
         for rule in ("majority", "ferplus")

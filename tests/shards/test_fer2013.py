@@ -30,7 +30,7 @@ FER_AS_FERPLUS = {"angry": "anger", "happy": "happiness", "sad": "sadness"}
 def mini() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """The rows of the two small files, read with csv alone."""
     if not (FER2013 / "mini_fer2013.csv.gz").is_file():
-        pytest.skip("FER2013 is not at hand here")
+        pytest.skip("needs FER2013 in ../shared, which is absent")
     with gzip.open(FER2013 / "mini_fer2013.csv.gz", "rt") as stream:
         faces = list(csv.DictReader(stream))
     with (FER2013 / "mini_fer2013new.csv").open() as stream:
@@ -97,7 +97,7 @@ def test_label_rule_of_the_ferplus_authors_equals_a_naive_count(
 def test_label_rule_of_the_ferplus_authors_keeps_the_published_numbers() -> None:
     """The authors' code keeps 25,060 of all Training and 3,199 of all PublicTest faces."""
     if not (FER2013 / "fer2013new.csv").is_file():
-        pytest.skip("FER2013 is not at hand here")
+        pytest.skip("needs FER2013 in ../shared, which is absent")
     with (FER2013 / "fer2013new.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     votes = np.array([[int(cells[name]) for name in (*FERPLUS, "unknown", "NF")] for cells in rows])
@@ -112,7 +112,7 @@ def test_label_rule_of_the_ferplus_authors_keeps_the_published_numbers() -> None
 @pytest.mark.slow
 def test_ferplus_rule_drops_copies_of_test_faces_after_counting() -> None:
     if not (FER2013 / "fer2013.csv.gz").is_file():
-        pytest.skip("FER2013 is not at hand here")
+        pytest.skip("needs FER2013 in ../shared, which is absent")
     files = (FER2013 / "fer2013.csv.gz", FER2013 / "fer2013new.csv")
     source = read_fer2013(Fer2013Options(*files, "ferplus", "ferplus"))
     stored = source.splits.items()

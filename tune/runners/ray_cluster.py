@@ -62,10 +62,10 @@ def connect(address: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         if not address:
             raise UserError(f"Ray failed to start: {why_not_started(error)}") from None
-        mend = "start one or remove --address"
+        hint = "start one or remove --address"
         if "AuthToken" in str(error.__cause__):
-            mend = "the cluster requires a token; set RAY_AUTH_MODE=token on this machine too"
-        raise UserError(f"--address {address}: no Ray cluster found ({single_line(error, 200)}); {mend}") from None
+            hint = "the cluster requires a token; set RAY_AUTH_MODE=token on this machine too"
+        raise UserError(f"--address {address}: no Ray cluster found ({single_line(error, 200)}); {hint}") from None
     try:
         yield
     finally:
