@@ -78,7 +78,7 @@ def first_samples(split: Split, count: int | None) -> Split:
 
 
 def load_extractor(weights: Path, num_classes: int, image_size: int) -> nn.Module:
-    """Return the fully shared network on the GPU, or the CPU if there is none. Raises `UserError`."""
+    """Return the frozen extractor on the GPU, or on the CPU if there is none. Raises `UserError`."""
     config = ModelConfig(backbone=DLIB_RESNET, shared_until=POOLED, pretrained=str(weights))
     model = DualBranch(config, num_classes, auxiliary=False, image_size=image_size)
     load_pretrained(model, config)
